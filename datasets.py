@@ -1,0 +1,241 @@
+"""
+The files that create_input_files.py made go in, batches come out: the dataset, its batches and their order.
+
+An item is a photo (or its cached features) with some of its captions: one for caption-major batches, all of them for
+image-major ones. A batch joins items, so several captions may share one photo.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from utils import UserError, load_json
+
+SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
+
+
+class Batch(NamedTuple):
+    """B photos with N captions."""
+
+    images: torch.Tensor  # (B, 3, 256, 256) uint8, or cached features (B, height, width, native_dim) float16
+    captions: torch.Tensor  # (N, length of the longest), ids: <start> ... <end>, then <pad>
+    lengths: torch.Tensor  # (N,), counting <start> and <end>
+    image_rows: torch.Tensor | None  # (N,), the row of `images` of each caption; None if each has its own
+    photos: torch.Tensor  # (B,), the photos' places in the split
+    references: list | None  # B lists of captions, each a list of words; None in training
+
+    def to(self, device):
+        """Move the tensors, but for the lengths: the loop over timesteps needs those on the CPU."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "captions")}
+        return self._replace(**moved)
+
+    def pin_memory(self):
+        """Called by the DataLoader, so that `to` can copy to a GPU while it computes."""
+        return self._replace(images=self.images.pin_memory(), captions=self.captions.pin_memory())
+
+
+class CaptionDataset(Dataset):
+    """
+    One split of the files of create_input_files.py.
+
+    HDF5 files are opened on first use, by each worker for itself, because their handles cannot be shared.
+    """
+
+    def __init__(self, data_folder, data_name, split, image_major=False, feature_file=None):
+        """
+        :param data_folder: folder of the files
+        :param data_name: what their names share, such as coco_5_cap_per_img_5_min_word_freq
+        :param split: 'TRAIN', 'VAL' or 'TEST'
+        :param image_major: an item is a photo with all its captions, not a caption with its photo
+        :param feature_file: features that stand in for the images, from `feature_cache.cache_features`
+        :raises UserError: if a file is missing or broken, or if they do not belong together
+        """
+        self.split, self.image_major = split.upper(), image_major
+        folder = Path(data_folder)
+        self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
+        self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
+        with open_hdf5(self.image_file, "images") as file:
+            self.num_photos = len(file["images"])
+            self.captions_per_image = int(file.attrs.get("captions_per_image", 0))
+
+        caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
+        length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"
+        self.captions = load_table(caption_file, dimensions=2)  # (N_c * I, max_length)
+        self.lengths = load_table(length_file, dimensions=1)  # (N_c * I,)
+        self.check(caption_file, length_file)
+        self.references = self.load_references(folder / f"{self.split}_REFERENCES_{data_name}.json")
+        self.source, self.source_name = (self.image_file, "images")
+        if feature_file is not None:
+            self.source, self.source_name = Path(feature_file), "features"
+        self.rows = None
+
+    def check(self, caption_file, length_file):
+        """Refuse files that do not belong together."""
+        expected = self.num_photos * self.captions_per_image
+        if self.captions_per_image < 1:
+            raise UserError(
+                f"{self.image_file}: has no attribute 'captions_per_image'; run create_input_files.py again"
+            )
+        if not len(self.captions) == len(self.lengths) == expected:
+            raise UserError(
+                f"{caption_file}: {len(self.captions)} captions and {len(self.lengths)} lengths ({length_file.name}) found, "
+                f"{expected} expected for {self.num_photos} photos; these files are not of one run of create_input_files.py"
+            )
+        longest = self.captions.shape[1]
+        if self.lengths.min() < 2 or self.lengths.max() > longest:
+            found = f"{self.lengths.min()} to {self.lengths.max()}"
+            raise UserError(f"{length_file}: lengths of {found} found, 2 to {longest} expected; make the files again")
+        last_words = self.captions[np.arange(expected), self.lengths - 1]
+        if self.captions.min() < 0 or self.captions.max() >= len(self.word_map):
+            raise UserError(
+                f"{caption_file}: word ids up to {self.captions.max()} found, but the word map has {len(self.word_map)} "
+                "words; captions and word map are not of one run of create_input_files.py"
+            )
+        if (last_words != self.word_map["<end>"]).any():
+            raise UserError(f"{caption_file}: captions do not end where {length_file.name} says; make the files again")
+
+    def load_references(self, path):
+        """
+        :return: a dict a photo: 'image_id', 'file_name' and 'captions', all of its captions as real words; files of the
+            original tutorial have none, so there the words are those of the encoded captions
+        """
+        if not path.exists():
+            words = {index: word for word, index in self.word_map.items()}
+            rows = [[words[i] for i in row[1 : n - 1]] for row, n in zip(self.captions, self.lengths, strict=True)]
+            c = self.captions_per_image
+            return [
+                {"image_id": i, "file_name": str(i), "captions": rows[i * c : (i + 1) * c]}
+                for i in range(self.num_photos)
+            ]
+        references = load_json(path)
+        if not isinstance(references, list) or len(references) != self.num_photos:
+            found = len(references) if isinstance(references, list) else type(references).__name__
+            raise UserError(f"{path}: {found} photos found, {self.num_photos} expected as in {self.image_file.name}")
+        if not all(isinstance(r, dict) and r.get("captions") for r in references):
+            raise UserError(f"{path}: a photo without 'captions' found; run create_input_files.py again")
+        return references
+
+    def __len__(self):
+        return self.num_photos if self.image_major else len(self.captions)
+
+    def __getitem__(self, item):
+        """:return: (photo's place in the split, image or features, captions (n, max_length), lengths (n,))"""
+        if self.rows is None:
+            self.rows = open_hdf5(self.source, self.source_name)[self.source_name]
+        c = self.captions_per_image
+        photo, chosen = (
+            (item, slice(item * c, (item + 1) * c)) if self.image_major else (item // c, slice(item, item + 1))
+        )
+        try:
+            return photo, self.rows[photo], self.captions[chosen], self.lengths[chosen]
+        except OSError as error:
+            raise UserError(f"{self.source}: photo {photo} cannot be read ({error}); make the file again") from None
+
+    def __getstate__(self):
+        """What is sent to a worker: everything but the open file."""
+        return {**self.__dict__, "rows": None}
+
+    def collate(self, items):
+        """:return: a `Batch` of a list of items"""
+        photos, images, captions, lengths = zip(*items, strict=True)
+        lengths = torch.from_numpy(np.concatenate(lengths))  # (N,)
+        captions = torch.from_numpy(np.concatenate(captions)[:, : lengths.max()])  # (N, longest)
+        image_rows = None
+        if self.image_major:
+            image_rows = torch.arange(len(photos)).repeat_interleave(self.captions_per_image)  # (N,)
+        references = None
+        if self.split != "TRAIN":
+            references = [self.references[photo]["captions"] for photo in photos]
+        return Batch(
+            torch.from_numpy(np.stack(images)), captions, lengths, image_rows, torch.tensor(photos), references
+        )
+
+
+class BatchOrder(Sampler):
+    """
+    Which items make each batch, drawn anew each epoch; a function of the seed and the epoch alone.
+
+    With `bucket`, captions of about the same length share a batch, which stays full to its last timestep: the shuffled
+    items are sorted within pools of 50 batches, and the batches shuffled again.
+    """
+
+    def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1):
+        """
+        :param lengths: (items,), of each item's caption (its longest, if it has several)
+        :param batch_size: items a batch, over all processes together
+        :param rank, world_size: this process and their number; each gets its share of every batch
+        """
+        self.lengths, self.batch_size, self.bucket, self.seed = np.asarray(lengths), batch_size, bucket, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch, start=0):
+        """Choose the epoch, and the batch to start it with (to resume within one)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self):
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self):
+        random = np.random.default_rng((self.seed, self.epoch))
+        order = random.permutation(len(self.lengths))
+        if self.bucket:
+            pool = 50 * self.batch_size
+            pools = [order[i : i + pool] for i in range(0, len(order), pool)]
+            order = np.concatenate([some[np.argsort(self.lengths[some], kind="stable")] for some in pools])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        if self.bucket:
+            batches = [batches[i] for i in random.permutation(len(batches))]
+        for batch in batches[self.start :]:
+            yield batch[self.rank :: self.world_size].tolist()
+
+
+def load_word_map(path):
+    """
+    :return: dict of word -> id
+    :raises UserError: if it is no word map
+    """
+    word_map = load_json(path)
+    if not isinstance(word_map, dict) or sorted(map(str, word_map.values())) != sorted(map(str, range(len(word_map)))):
+        raise UserError(
+            f"{path}: a word map gives each word an id of its own, from 0; make it with create_input_files.py"
+        )
+    for word in SPECIAL_WORDS:
+        if word not in word_map:
+            raise UserError(f"{path}: has no '{word}'; a word map needs {', '.join(SPECIAL_WORDS)}")
+    return word_map
+
+
+def load_table(path, dimensions):
+    """:return: int64 array of the numbers in a JSON file"""
+    content = load_json(path)
+    try:
+        table = np.array(content)
+        if table.ndim != dimensions or not np.issubdtype(table.dtype, np.integer):
+            raise ValueError
+    except ValueError:  # also rows of different lengths
+        shape = "a list of whole numbers" if dimensions == 1 else "lists of whole numbers, all of one length"
+        raise UserError(f"{path}: {shape} expected; make the file again with create_input_files.py") from None
+    return table.astype(np.int64)
+
+
+def open_hdf5(path, name):
+    """
+    :return: an open h5py.File that holds the dataset `name`
+    :raises UserError: if the file is missing, broken, or another
+    """
+    if not Path(path).exists():
+        raise UserError(
+            f"{path}: no such file; make it with create_input_files.py, or mend --data_folder or --data_name"
+        )
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path}: is not a whole HDF5 file ({error}); make it again") from None
+    if name not in file or file[name].ndim != 4 or len(file[name]) == 0:
+        raise UserError(f"{path}: has no photos under '{name}'; make it again with create_input_files.py")
+    return file

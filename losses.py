@@ -1,0 +1,81 @@
+"""What training minimises."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+
+class CaptionLoss(nn.Module):
+    """
+    Cross entropy of every word, plus what keeps attention from staring at one place, plus what teaches hard attention.
+
+    Which terms there are follows from what the decoder gives: no attention, no doubly stochastic term; nothing drawn,
+    no REINFORCE. The moving average of REINFORCE's baseline is a buffer, so it goes into the checkpoint.
+    """
+
+    def __init__(
+        self, doubly_stochastic_weight=1.0, label_smoothing=0.0, reinforce_weight=0.1, entropy_weight=0.002,
+        baseline_momentum=0.9,
+    ):  # fmt: skip
+        """
+        :param doubly_stochastic_weight: lambda of equation 14: each cell should be looked at about once in a caption
+        :param label_smoothing: share of the target that is spread over all words (Szegedy et al. 2016)
+        :param reinforce_weight: lambda_r of section 4.1, how much the drawn cells' reward counts
+        :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted
+        :param baseline_momentum: share of the old baseline in the new one
+        """
+        super().__init__()
+        self.doubly_stochastic_weight, self.label_smoothing = doubly_stochastic_weight, label_smoothing
+        self.reinforce_weight, self.entropy_weight = reinforce_weight, entropy_weight
+        self.baseline_momentum = baseline_momentum
+        self.register_buffer("baseline", torch.zeros(()))
+
+    def forward(self, decoded):
+        """
+        :param decoded: `models.Decoded`
+        :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats), both 0-d
+        """
+        cross_entropy = F.cross_entropy(decoded.scores.float(), decoded.targets)
+        loss = cross_entropy
+        if self.label_smoothing:
+            loss = F.cross_entropy(decoded.scores.float(), decoded.targets, label_smoothing=self.label_smoothing)
+        if decoded.alphas is not None:
+            looked = decoded.alphas.float().sum(dim=1)  # (N, P)
+            loss = loss + self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
+        if decoded.location_log_probs is not None:
+            loss = loss + self.reinforce(decoded)
+        return loss, cross_entropy.detach()
+
+    def reinforce(self, decoded):
+        """
+        Section 4.1: d log p(s | a) weighted by how much likelier the caption was than usual, log p(y | s, a) - b.
+
+        :return: 0-d; its gradient is the estimator, its value means nothing
+        """
+        word_log_probs = -F.cross_entropy(decoded.scores.detach().float(), decoded.targets, reduction="none")  # (M,)
+        caption_log_probs = sum_per_caption(word_log_probs, decoded)  # (N,), log p(y | s, a)
+        advantage = caption_log_probs - self.baseline  # (N,)
+        if self.training:
+            self.baseline.lerp_(caption_log_probs.mean(), 1 - self.baseline_momentum)
+        location_log_probs = sum_per_caption(decoded.location_log_probs, decoded)  # (N,), log p(s | a)
+        entropy = torch.special.entr(decoded.alphas.float()).sum(dim=(1, 2))  # (N,), 0 after a caption's end
+        gain = self.reinforce_weight * advantage * location_log_probs + self.entropy_weight * entropy  # (N,)
+        return -gain.sum() / len(word_log_probs)  # a mean over words, as the cross entropy is
+
+
+def sum_per_caption(packed, decoded):
+    """:return: (N,), sums over the timesteps of packed (M,)"""
+    batch_sizes = torch.tensor(decoded.batch_sizes)
+    return pad_packed_sequence(PackedSequence(packed, batch_sizes), batch_first=True)[0].sum(dim=1)
+
+
+@torch.no_grad()
+def top_k_accuracy(scores, targets, k):
+    """
+    :param scores: (M, vocab_size)
+    :param targets: (M,)
+    :return: 0-d, share of the targets that are among the k highest scores
+    """
+    own = scores.gather(1, targets.unsqueeze(1))  # (M, 1)
+    return ((scores > own).sum(dim=1) < k).float().mean()

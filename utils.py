@@ -1,0 +1,144 @@
+"""What every script shares: clear errors, files that are whole or absent, seeds, checkpoints."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+
+class UserError(Exception):
+    """Something the user can mend. One line: which file or field, what was found, what was expected, what to do."""
+
+
+def run_script(main, config_class, args=None):
+    """
+    Read a script's config from the command line and run its `main(config)`.
+
+    :param main: function of one argument, an instance of `config_class`
+    :param config_class: the script's dataclass; its comments become the help text
+    :param args: list of command line words, default the process's own
+    Exits with 2 and one line on the error stream after a UserError; any other exception keeps its traceback.
+    """
+    try:
+        main(parse_args(config_class, args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_args(config_class, args=None):
+    """Build `config_class` from the command line; a wrong option is a UserError of one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config_class, args=args, use_underscores=True)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        words = re.sub(r"[^\x20-\x7e]+", " ", complaint.getvalue())  # without the box that is drawn around it
+        raise UserError(re.sub(r"\s+", " ", words).strip()) from None
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """
+    Give a temporary path beside `path` which becomes `path` when the block ends well, and vanishes when it does not.
+
+    The content is flushed to disk before the rename, so that a crash leaves the old file or the new, never a half.
+    :raises UserError: if the file cannot be written (disk full, no permission)
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: could not be written ({reason}); what was there before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(content, path):
+    """Write `content` as JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def load_json(path):
+    """
+    :return: the content of a JSON file
+    :raises UserError: if the file is missing, or not JSON
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); make or download it again") from None
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and PyTorch's random numbers (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+def save_checkpoint(content, path):
+    """
+    Write a checkpoint, atomically.
+
+    :param content: dict of state dicts, numbers, strings, lists and dicts: plain types only, so that
+        `load_checkpoint` needs to run no code of the file's
+    :raises UserError: if the file cannot be written; the old one is then untouched
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(error) from error
+
+
+def load_checkpoint(path, device="cpu"):
+    """
+    Read a checkpoint without running any code that may be in it.
+
+    :return: dict
+    :raises UserError: if the file is missing, damaged, or not a checkpoint of train.py
+    """
+    checkpoint = load_tensors(path, device)
+    missing = {"config", "word_map", "encoder", "decoder"} - set(checkpoint)
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(sorted(missing))}; this is not a checkpoint of train.py")
+    return checkpoint
+
+
+def load_tensors(path, device="cpu"):
+    """
+    :return: the dict in a file that torch.save wrote (a checkpoint, a network's state dict)
+    :raises UserError: if the file is missing or damaged, or holds anything but plain types
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # a damaged file fails in a dozen ways: zipfile, pickle, struct, key and type errors
+        reason = str(error).strip().split("\n")[0][:150]
+        raise UserError(f"{path}: cannot be read as a file of tensors ({reason}); get or make it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {type(content).__name__} found, a dict of tensors expected")
+    return content
