@@ -59,7 +59,7 @@ class CaptionDataset(Dataset):
         self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
         self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
         with open_hdf5(self.image_file, "images") as file:
-            self.num_photos = len(file["images"])
+            self.num_photos, self.image_size = len(file["images"]), file["images"].shape[-1]
             self.captions_per_image = int(file.attrs.get("captions_per_image", 0))
 
         caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
@@ -82,8 +82,9 @@ class CaptionDataset(Dataset):
             )
         if not len(self.captions) == len(self.lengths) == expected:
             raise UserError(
-                f"{caption_file}: {len(self.captions)} captions and {len(self.lengths)} lengths ({length_file.name}) found, "
-                f"{expected} expected for {self.num_photos} photos; these files are not of one run of create_input_files.py"
+                f"{caption_file}: {len(self.captions)} captions and {len(self.lengths)} lengths ({length_file.name}) "
+                f"found, {expected} expected for {self.num_photos} photos; the files are not of one run of "
+                "create_input_files.py"
             )
         longest = self.captions.shape[1]
         if self.lengths.min() < 2 or self.lengths.max() > longest:
@@ -92,16 +93,16 @@ class CaptionDataset(Dataset):
         last_words = self.captions[np.arange(expected), self.lengths - 1]
         if self.captions.min() < 0 or self.captions.max() >= len(self.word_map):
             raise UserError(
-                f"{caption_file}: word ids up to {self.captions.max()} found, but the word map has {len(self.word_map)} "
-                "words; captions and word map are not of one run of create_input_files.py"
+                f"{caption_file}: word ids up to {self.captions.max()} found, the word map has {len(self.word_map)} words; "
+                "they are not of one run of create_input_files.py"
             )
         if (last_words != self.word_map["<end>"]).any():
             raise UserError(f"{caption_file}: captions do not end where {length_file.name} says; make the files again")
 
     def load_references(self, path):
         """
-        :return: a dict a photo: 'image_id', 'file_name' and 'captions', all of its captions as real words; files of the
-            original tutorial have none, so there the words are those of the encoded captions
+        :return: a dict a photo: 'image_id', 'file_name' and 'captions', all of its captions as real words; the
+            tutorial's own files have none, so there the words are those of the encoded captions
         """
         if not path.exists():
             words = {index: word for word, index in self.word_map.items()}

@@ -18,7 +18,7 @@ from utils import UserError, load_checkpoint
 class Captioner:
     """An encoder and a decoder, with the words that belong to the decoder's ids."""
 
-    def __init__(self, encoder, decoder, word_map, autocast=None):
+    def __init__(self, encoder, decoder, word_map):
         self.encoder, self.decoder, self.word_map = encoder, decoder, word_map
         self.words = {index: word for word, index in word_map.items()}
 
@@ -30,19 +30,24 @@ class Captioner:
     def search(self, images, beam_size=5, max_length=50, **options):
         """
         :param images: (N, 3, 256, 256) photos or (N, height, width, native_dim) cached features
-        :param beam_size, max_length, options: see `decoding.beam_search` and `decoding.Rules`
+        :param max_length: longest caption, in words
+        :param beam_size, options: see `decoding.beam_search`
         :return: list of N lists of `decoding.Hypothesis`
         """
         features = self.encoder.features(images.to(self.device))
-        rules = Rules(start=self.word_map["<start>"], end=self.word_map["<end>"], max_length=max_length,
-                      forbidden=(self.word_map["<pad>"], self.word_map["<start>"]))  # fmt: skip
+        rules = Rules(
+            start=self.word_map["<start>"],
+            end=self.word_map["<end>"],
+            max_length=max_length + 1,  # with <end>
+            forbidden=(self.word_map["<pad>"], self.word_map["<start>"]),
+        )
         return beam_search(self.decoder, features, rules, beam_size, **options)
 
     def sentence(self, hypothesis):
         """:return: list of words"""
         return [self.words[index] for index in hypothesis.words]
 
-    def caption_split(self, loader, beam_size, share=1.0):
+    def caption_split(self, loader, beam_size, max_length=50):
         """
         Caption each photo of a split, once.
 
@@ -52,7 +57,7 @@ class Captioner:
         hypotheses, references = [], []
         self.encoder.eval(), self.decoder.eval()
         for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False):
-            found = self.search(batch.images, beam_size)
+            found = self.search(batch.images, beam_size, max_length)
             hypotheses += [self.sentence(best) for best, *_ in found]
             references += batch.references
         return hypotheses, references
@@ -61,9 +66,9 @@ class Captioner:
 def load_captioner(path, device="cpu"):
     """
     :param path: a checkpoint of train.py; None for the newest runs/*/best.pth
-    :return: a `Captioner` in eval mode, and the checkpoint
+    :return: a `Captioner` in eval mode, the checkpoint, and its path
     """
-    path = path or newest_checkpoint()
+    path = Path(path or newest_checkpoint())
     checkpoint = load_checkpoint(path)
     config = checkpoint["config"]
     encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config["encoder_dim"])
@@ -74,7 +79,7 @@ def load_captioner(path, device="cpu"):
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit the model that its config names ({error})") from error
     captioner = Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"])
-    return captioner, checkpoint
+    return captioner, checkpoint, path
 
 
 def newest_checkpoint(folder="runs"):

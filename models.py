@@ -12,10 +12,12 @@ Every decoder offers the same three calls, and nothing else in the project touch
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from encoders import Encoder, resize_grid
+from recurrent import gather_weight_gradients
 from utils import UserError
 
 __all__ = [
@@ -118,16 +120,17 @@ class CaptionDecoder(nn.Module):
             state = tuple(part[image_rows] for part in self.init_state(features))
 
         outputs, alphas, log_probs = [], [], []
-        for t, n in enumerate(batch_sizes):
-            words = encoded_captions[:n, t]  # (n,)
-            if t > 0 and teacher_forcing < 1:
-                words = self.mix_words(words, outputs[-1][:n], teacher_forcing)
-            if n < len(state[0]):
-                state = tuple(part[:n] for part in state)
-            output, alpha, state = self.step(words, state)
-            outputs.append(output)  # (n, output_dim)
-            alphas.append(alpha)  # (n, P) or None
-            log_probs.append(self.location_log_prob(state))  # (n,) or None
+        with gather_weight_gradients():
+            for t, n in enumerate(batch_sizes):
+                words = encoded_captions[:n, t]  # (n,)
+                if t > 0 and teacher_forcing < 1:
+                    words = self.mix_words(words, outputs[-1][:n], teacher_forcing)
+                if n < len(state[0]):
+                    state = tuple(part[:n] for part in state)
+                output, alpha, state = self.step(words, state)
+                outputs.append(output)  # (n, output_dim)
+                alphas.append(alpha)  # (n, P) or None
+                log_probs.append(self.location_log_prob(state))  # (n,) or None
 
         targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
         if alphas[0] is not None:
@@ -337,7 +340,10 @@ def run_lstm(cells, x, hidden, cell):
     """
     new_hidden, new_cell = [], []
     for i, lstm in enumerate(cells):
-        x, c = lstm(x, (hidden[:, i], cell[:, i]))
+        gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(hidden[:, i], lstm.weight_hh, lstm.bias_hh)
+        write, keep, candidate, show = gates.float().chunk(4, dim=1)  # each (N, decoder_dim): i, f, g, o of the paper
+        c = torch.sigmoid(keep) * cell[:, i] + torch.sigmoid(write) * torch.tanh(candidate)
+        x = torch.sigmoid(show) * torch.tanh(c)
         new_hidden.append(x)
         new_cell.append(c)
     return torch.stack(new_hidden, dim=1), torch.stack(new_cell, dim=1)

@@ -3,7 +3,6 @@ Train a captioner: edit the hyperparameters below and run `python train.py`, or 
 `--name value`. Everything goes into the run's folder: checkpoints (last.pth, best.pth) and TensorBoard's curves.
 """
 
-import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -21,7 +20,15 @@ from encoders import Encoder
 from feature_cache import cache_features
 from inference import Captioner
 from losses import CaptionLoss, top_k_accuracy
-from utils import UserError, load_checkpoint, load_tensors, run_script, save_checkpoint, seed_everything
+from utils import (
+    choose_autocast,
+    choose_device,
+    load_checkpoint,
+    load_tensors,
+    run_script,
+    save_checkpoint,
+    seed_everything,
+)
 
 
 @dataclass
@@ -122,7 +129,7 @@ def main(config):
             "config": dataclasses.asdict(config), "word_map": word_map, "progress": progress,
             "encoder": encoder.state_dict(), "decoder": decoder.state_dict(), "loss": loss_function.state_dict(),
             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "scores": {"BLEU-4": bleu4},
-            "random_state": torch.get_rng_state(),
+            "random_state": torch.get_rng_state(), "image_size": train_loader.dataset.image_size,
         }  # fmt: skip
         save_checkpoint(content, run_folder / "last.pth")
         if best:
@@ -222,25 +229,6 @@ def build_loaders(config, encoder, device, autocast):
             )  # fmt: skip
         )
     return loaders
-
-
-def choose_device(name):
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: '{name}' found, 'auto', 'cpu' or 'cuda' expected") from error
-
-
-def choose_autocast(precision, device):
-    """:return: a context within which matrix products are done in this precision"""
-    types = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in types:
-        raise UserError(f"precision: '{precision}' found, one of {', '.join(types)} expected")
-    if types[precision] is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=types[precision])
 
 
 if __name__ == "__main__":

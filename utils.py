@@ -98,6 +98,26 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
+def choose_device(name):
+    """:return: torch.device; 'auto' is a GPU if there is one"""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: '{name}' found, 'auto', 'cpu' or 'cuda' expected") from error
+
+
+def choose_autocast(precision, device):
+    """:return: a context within which matrix products are done in this precision"""
+    types = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in types:
+        raise UserError(f"precision: '{precision}' found, one of {', '.join(types)} expected")
+    if types[precision] is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=types[precision])
+
+
 def save_checkpoint(content, path):
     """
     Write a checkpoint, atomically.
