@@ -28,10 +28,16 @@ class Batch(NamedTuple):
     photos: torch.Tensor  # (B,), the photos' places in the split
     references: list | None  # B lists of captions, each a list of words; None in training
 
-    def to(self, device):
-        """Move the tensors, but for the lengths: the loop over timesteps needs those on the CPU."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "captions")}
-        return self._replace(**moved)
+    def to(self, device, resident=None):
+        """
+        Move the tensors, but for the lengths: the loop over timesteps needs those on the CPU.
+
+        :param resident: features of the whole split (I, height, width, native_dim) that already are on the device
+        """
+        images = self.images if resident is None else resident[self.photos.to(device)]
+        return self._replace(
+            images=images.to(device, non_blocking=True), captions=self.captions.to(device, non_blocking=True)
+        )
 
     def pin_memory(self):
         """Called by the DataLoader, so that `to` can copy to a GPU while it computes."""
@@ -45,16 +51,17 @@ class CaptionDataset(Dataset):
     HDF5 files are opened on first use, by each worker for itself, because their handles cannot be shared.
     """
 
-    def __init__(self, data_folder, data_name, split, image_major=False, feature_file=None):
+    def __init__(self, data_folder, data_name, split, image_major=False, feature_file=None, read_images=True):
         """
         :param data_folder: folder of the files
         :param data_name: what their names share, such as coco_5_cap_per_img_5_min_word_freq
         :param split: 'TRAIN', 'VAL' or 'TEST'
         :param image_major: an item is a photo with all its captions, not a caption with its photo
         :param feature_file: features that stand in for the images, from `feature_cache.cache_features`
+        :param read_images: False if the batches need neither, because the features are on the GPU already
         :raises UserError: if a file is missing or broken, or if they do not belong together
         """
-        self.split, self.image_major = split.upper(), image_major
+        self.split, self.image_major, self.read_images = split.upper(), image_major, read_images
         folder = Path(data_folder)
         self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
         self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
@@ -64,10 +71,13 @@ class CaptionDataset(Dataset):
 
         caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
         length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"
-        self.captions = load_table(caption_file, dimensions=2)  # (N_c * I, max_length)
+        self.captions = load_table(caption_file, dimensions=2)  # (N_c * I, max_length), ids
         self.lengths = load_table(length_file, dimensions=1)  # (N_c * I,)
         self.check(caption_file, length_file)
-        self.references = self.load_references(folder / f"{self.split}_REFERENCES_{data_name}.json")
+        self.captions = self.captions.astype(np.min_scalar_type(len(self.word_map)))  # COCO's: 26 MB, not 240
+        self.references = None  # in training nobody asks for them
+        if self.split != "TRAIN":
+            self.references = self.load_references(folder / f"{self.split}_REFERENCES_{data_name}.json")
         self.source, self.source_name = (self.image_file, "images")
         if feature_file is not None:
             self.source, self.source_name = Path(feature_file), "features"
@@ -93,8 +103,8 @@ class CaptionDataset(Dataset):
         last_words = self.captions[np.arange(expected), self.lengths - 1]
         if self.captions.min() < 0 or self.captions.max() >= len(self.word_map):
             raise UserError(
-                f"{caption_file}: word ids up to {self.captions.max()} found, the word map has {len(self.word_map)} words; "
-                "they are not of one run of create_input_files.py"
+                f"{caption_file}: word ids up to {self.captions.max()} found, the word map has {len(self.word_map)} "
+                "words; they are not of one run of create_input_files.py"
             )
         if (last_words != self.word_map["<end>"]).any():
             raise UserError(f"{caption_file}: captions do not end where {length_file.name} says; make the files again")
@@ -125,14 +135,15 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, item):
         """:return: (photo's place in the split, image or features, captions (n, max_length), lengths (n,))"""
-        if self.rows is None:
+        if self.rows is None and self.read_images:
             self.rows = open_hdf5(self.source, self.source_name)[self.source_name]
         c = self.captions_per_image
         photo, chosen = (
             (item, slice(item * c, (item + 1) * c)) if self.image_major else (item // c, slice(item, item + 1))
         )
         try:
-            return photo, self.rows[photo], self.captions[chosen], self.lengths[chosen]
+            image = self.rows[photo] if self.read_images else np.empty(0, dtype=np.float16)
+            return photo, image, self.captions[chosen], self.lengths[chosen]
         except OSError as error:
             raise UserError(f"{self.source}: photo {photo} cannot be read ({error}); make the file again") from None
 
@@ -144,16 +155,15 @@ class CaptionDataset(Dataset):
         """:return: a `Batch` of a list of items"""
         photos, images, captions, lengths = zip(*items, strict=True)
         lengths = torch.from_numpy(np.concatenate(lengths))  # (N,)
-        captions = torch.from_numpy(np.concatenate(captions)[:, : lengths.max()])  # (N, longest)
+        captions = np.concatenate(captions)[:, : lengths.max()].astype(np.int64)  # (N, longest)
         image_rows = None
         if self.image_major:
             image_rows = torch.arange(len(photos)).repeat_interleave(self.captions_per_image)  # (N,)
         references = None
         if self.split != "TRAIN":
             references = [self.references[photo]["captions"] for photo in photos]
-        return Batch(
-            torch.from_numpy(np.stack(images)), captions, lengths, image_rows, torch.tensor(photos), references
-        )
+        images, captions = torch.from_numpy(np.stack(images)), torch.from_numpy(captions)
+        return Batch(images, captions, lengths, image_rows, torch.tensor(photos), references)
 
 
 class BatchOrder(Sampler):

@@ -1,0 +1,48 @@
+"""What the benchmarks share: timing, the machine's own speed, and how results are printed."""
+
+import json
+import statistics
+import time
+
+import torch
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work, device, repeats=5, warm_up=1):
+    """:return: median seconds of `work()`, which runs `repeats` times after `warm_up` times that do not count"""
+    times = []
+    for i in range(warm_up + repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        if i >= warm_up:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_rate(device, dtype, size=2048):
+    """:return: floating-point operations a second that this machine reaches in a large matrix product, now"""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10, warm_up=3)
+
+
+def report(benchmark, rows):
+    """
+    Print a table, then one JSON line a case.
+
+    :param rows: list of (case, unit, plain, ours, limit): rates per second; `limit` is what the arithmetic alone
+        would allow on this machine, or None
+    """
+    print(f"\n{'case':<46}{'plain':>10}{'ours':>10}{'ratio':>8}{'of limit':>10}   unit")
+    for case, unit, plain, ours, limit in rows:
+        share = f"{ours / limit:.0%}" if limit else "-"
+        print(f"{case:<46}{plain:>10.2f}{ours:>10.2f}{ours / plain:>8.1f}{share:>10}   {unit}")
+    for case, unit, plain, ours, limit in rows:
+        row = {"benchmark": benchmark, "case": case, "unit": unit, "plain": round(plain, 4), "ours": round(ours, 4)}
+        row |= {"ratio": round(ours / plain, 2), "limit_fraction": round(ours / limit, 3) if limit else None}
+        print(json.dumps(row))

@@ -1,0 +1,160 @@
+"""
+A training step against the tutorial's: batch 32, 512 / 512 / 512, 14 x 14, ResNet-101, captions as long as COCO's.
+
+Plain, as the tutorial describes it: every caption brings its photo through the encoder, attention projects the features
+at every timestep, the vocabulary's scores are made timestep by timestep. Ours: cached features with a frozen encoder;
+image-major batches (6 photos with 5 captions each) with a fine-tuned one. Both have the same weights and give the same
+loss, which is checked. The limit is the arithmetic that cannot be avoided at the rate of a large matrix product.
+"""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measure import matmul_rate, report, seconds
+from plain import PlainDecoder, plain_encode
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
+
+from encoders import Encoder
+from losses import CaptionLoss
+from models import DecoderWithAttention
+from utils import choose_device, run_script
+
+VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
+
+
+@dataclass
+class Config:
+    device: str = "cpu"  # 'cpu' or 'cuda'
+    encoder: str = "resnet101"  # torchvision's name of the network
+    batch_size: int = 32  # captions a step
+    repeats: int = 5  # timed steps a case; the median counts
+    fine_tune: bool = True  # time fine-tuning too (the plain step takes long)
+
+
+def main(config):
+    device = choose_device(config.device)
+    torch.manual_seed(0)
+    encoder = Encoder(config.encoder).to(device)
+    ours = DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device)
+    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(device).take(ours)
+    images, captions, lengths = make_batch(config.batch_size, device)
+    features = encoder.grid(images)  # as the cache keeps them
+    rates = {kind: matmul_rate(device, kind) for kind in (torch.float32, torch.bfloat16)}
+    print(f"{device}, {torch.get_num_threads()} threads; matrix products: " + ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items()))  # fmt: skip
+    words = int((lengths - 1).sum())
+
+    check_same_loss(encoder, ours, plain, images, features, captions, lengths)
+    rows = []
+    plain_seconds = time_step([plain], lambda: plain_loss(encoder, plain, images, captions, lengths), 2)
+    cells = features[0, :, :, 0].numel()
+    flops = decoder_flops(ours, encoder.encoder_dim, len(images), cells, words)
+    for kind, autocast in precisions(device):
+        step = time_step([ours], lambda: our_loss(encoder, ours, features, captions, lengths), config.repeats, autocast)
+        rows.append((f"frozen encoder, cached features, {kind}", config.batch_size / plain_seconds,
+                     config.batch_size / step, config.batch_size * rates[kind] / flops))  # fmt: skip
+
+    if config.fine_tune:
+        encoder.pretrained = True  # so that blocks 2 to 4 are trained, as of a network with ImageNet's weights
+        encoder.fine_tune(True)
+        photos = config.batch_size // 5
+        image_rows = torch.arange(photos).repeat_interleave(5)
+        count = len(image_rows)
+        some = images[:photos], captions[:count], lengths[:count], image_rows
+        plain_seconds = time_step([encoder, plain], lambda: plain_loss(encoder, plain, images, captions, lengths), 1)
+        with FlopCounterMode(display=False) as counter:
+            encoder.features(images[:photos]).sum().backward()
+        some_words = int((lengths[:count] - 1).sum())
+        flops = counter.get_total_flops() + decoder_flops(ours, encoder.encoder_dim, photos, cells, some_words)
+        for kind, autocast in precisions(device):
+            step = time_step([encoder, ours], lambda: our_loss(encoder, ours, *some), config.repeats, autocast)
+            rows.append((f"fine-tuned encoder, image-major, {kind}", config.batch_size / plain_seconds,
+                         count / step, count * rates[kind] / flops))  # fmt: skip
+    report("train_step", [(case, "captions/s", *numbers) for case, *numbers in rows])
+
+
+def make_batch(size, device):
+    """:return: images (N, 3, 256, 256) uint8, captions (N, 52) ids, lengths (N,) with <start> and <end>"""
+    images = torch.randint(0, 256, (size, 3, 256, 256), dtype=torch.uint8, device=device)
+    lengths = torch.randn(size).mul(2.4).add(10.5).round().clamp(7, 25).long() + 2  # COCO's captions: 10.5 words
+    captions = torch.randint(1, VOCAB_SIZE, (size, 52), device=device)
+    captions[torch.arange(52) >= lengths.unsqueeze(1)] = 0
+    return images, captions, lengths
+
+
+def precisions(device):
+    yield torch.float32, contextlib.nullcontext()
+    yield torch.bfloat16, torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def plain_loss(encoder, decoder, images, captions, lengths):
+    """The tutorial's loss: cross entropy of the packed scores, and the doubly stochastic term."""
+    encoder.backbone.to(memory_format=torch.contiguous_format)
+    features = plain_encode(encoder, images)
+    scores, alphas, captions, decode_lengths = decoder(features, captions, lengths)
+    scores = pack_padded_sequence(scores, decode_lengths, batch_first=True).data
+    targets = pack_padded_sequence(captions[:, 1:], decode_lengths, batch_first=True).data
+    return F.cross_entropy(scores, targets) + ((1 - alphas.sum(dim=1)) ** 2).mean()
+
+
+def our_loss(encoder, decoder, images, captions, lengths, image_rows=None):
+    return CaptionLoss()(decoder(encoder.features(images), captions, lengths, image_rows))[0]
+
+
+def time_step(modules, loss_of, repeats, autocast=None):
+    """:return: median seconds of forward, backward, clipping and Adam's step"""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=autocast is not None)  # fused is ours
+    for module in modules:
+        module.train()
+        if isinstance(module, Encoder) and autocast is not None:
+            module.backbone.to(memory_format=torch.channels_last)
+
+    def step():
+        with autocast or contextlib.nullcontext():
+            loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(parameters, 5.0)
+        optimizer.step()
+
+    return seconds(step, parameters[0].device, repeats)
+
+
+def check_same_loss(encoder, ours, plain, images, features, captions, lengths):
+    """Both must compute the same thing, or the comparison is worth nothing."""
+    ours.eval(), plain.eval()
+    with torch.no_grad():
+        a = our_loss(encoder, ours, features, captions, lengths).item()
+        b = plain_loss(encoder, plain, images, captions, lengths).item()
+    assert abs(a - b) < 1e-3 * abs(b), f"the losses differ: ours {a}, plain {b}"
+    print(f"loss of ours {a:.6f}, of the plain version {b:.6f}")
+
+
+def decoder_flops(decoder, encoder_dim, photos, cells, words):
+    """
+    Floating-point operations of a training step that no arrangement avoids: each matrix product forward, and backward
+    once for its weights and once for its input where that needs a gradient.
+
+    :param cells: of the encoder's own grid
+    :param words: to predict, in all captions together
+    """
+    hidden, attention = decoder.init_h.out_features, decoder.attention.decoder_att.out_features
+    embed, vocab = decoder.embedding.embedding_dim, decoder.fc.out_features
+    per_photo = 2 * cells * encoder_dim * attention * 2 + 2 * encoder_dim * 2 * hidden * 2  # features need no gradient
+    lstm = 2 * 4 * hidden * (embed + encoder_dim + hidden)
+    gate, query, scores = 2 * hidden * encoder_dim, 2 * hidden * attention, 2 * hidden * vocab
+    look = 2 * decoder.encoded_image_size**2 * attention
+    per_word = 3 * (lstm + gate + query + scores + look) + 2 * 2 * cells * encoder_dim
+    return photos * per_photo + words * per_word
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
