@@ -1,13 +1,275 @@
-"""The decoders by name."""
+"""
+The field's other decoders, on the same seam as those of models.py (`init_state`, `step`, `scores`), and all of them by
+name:
 
-from models import DecoderWithAttention, DecoderWithHardAttention
+- `ShowAndTell` (Vinyals et al. 2015): no attention, the LSTM sees the photo once, before the first word.
+- `SpatialAttention` (Lu et al. 2017): the LSTM moves first, and its new state says where to look.
+- `AdaptiveAttention` (same paper): it may also look at a "visual sentinel", that is, at nothing of the photo.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from encoders import resize_grid
+from models import (
+    Attention,
+    CaptionDecoder,
+    DecoderWithAttention,
+    DecoderWithHardAttention,
+    lstm_stack,
+    map_cells,
+    run_lstm,
+)
+from utils import UserError
+
+
+class ShowAndTell(CaptionDecoder):
+    """
+    The Neural Image Caption generator: the photo is the LSTM's first input, as if it were a word before <start>, and
+    is never shown again (Vinyals et al. 2015, section 3.1). There is no alpha.
+
+    The LSTM is the usual one; the paper's equation 8 leaves out the tanh of what the memory shows.
+    """
+
+    def __init__(self, vocab_size, encoder_dim, embed_dim=512, decoder_dim=512, encoded_image_size=14, dropout=0.5,
+                 embedding_dropout=0.0, state_dropout=0.0, layers=1, embedding_max_norm=None,
+                 tie_weights=False):  # fmt: skip
+        """
+        :param state_dropout: on the state in which the photo leaves the LSTM
+        Other parameters: as for `models.DecoderWithAttention`.
+        """
+        super().__init__(
+            vocab_size, embed_dim, decoder_dim, dropout, embedding_dropout, embedding_max_norm, tie_weights
+        )
+        self.encoded_image_size, self.layers, self.decoder_dim = encoded_image_size, layers, decoder_dim
+        self.embed_image = nn.Linear(encoder_dim, embed_dim)
+        self.decode_step = lstm_stack(embed_dim, decoder_dim, layers)
+        self.state_dropout = nn.Dropout(state_dropout)
+
+    def init_state(self, features):
+        """
+        Show the photo (equation 10), its features averaged over the grid.
+
+        :param features: (N, height, width, encoder_dim)
+        :return: hidden and cell (N, layers, decoder_dim)
+        """
+        features = features.to(self.fc.weight.dtype)
+        image = self.embed_image(mean_cell(features, self.encoded_image_size))  # (N, embed_dim)
+        nothing = features.new_zeros(len(features), self.layers, self.decoder_dim)  # (N, layers, decoder_dim)
+        hidden, cell = run_lstm(self.decode_step, image, nothing, nothing)
+        return self.state_dropout(hidden), self.state_dropout(cell)
+
+    def step(self, words, state):
+        """
+        Tell the next word (equations 11 and 12).
+
+        :param words: (N,), ids of the previous words
+        :param state: as `init_state` or the last `step` gave it
+        :return: output (N, decoder_dim), None for alpha, the new state
+        """
+        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        hidden, cell = run_lstm(self.decode_step, embedded, *state)
+        return hidden[:, -1], None, (hidden, cell)
+
+
+class SpatialAttention(CaptionDecoder):
+    """
+    Attention that is asked by the LSTM's new state rather than its last one (Lu et al. 2017, section 2.2).
+
+    What it sees goes straight to the vocabulary, beside the state; the LSTM itself is shown the photo as a whole,
+    at each step.
+    """
+
+    constant = 3  # keys, cells and image
+
+    def __init__(self, vocab_size, encoder_dim, embed_dim=512, decoder_dim=512, attention_dim=512,
+                 encoded_image_size=14, dropout=0.5, embedding_dropout=0.0, layers=1, nonlinearity="relu",
+                 embedding_max_norm=None, tie_weights=False):  # fmt: skip
+        """
+        :param nonlinearity: of attention's score, 'relu' or 'tanh' (the paper's, equation 6)
+        Other parameters: as for `models.DecoderWithAttention`.
+        """
+        super().__init__(
+            vocab_size, embed_dim, decoder_dim, dropout, embedding_dropout, embedding_max_norm, tie_weights
+        )
+        self.encoded_image_size, self.layers, self.decoder_dim = encoded_image_size, layers, decoder_dim
+        self.encode_cells = nn.Linear(encoder_dim, decoder_dim)  # W_a of equation 15
+        self.encode_image = nn.Linear(encoder_dim, decoder_dim)  # W_b of equation 16
+        self.attention = Attention(decoder_dim, decoder_dim, attention_dim, nonlinearity)
+        self.decode_step = lstm_stack(embed_dim + decoder_dim, decoder_dim, layers)
+
+    def init_state(self, features):
+        """
+        :param features: (N, height, width, encoder_dim)
+        :return: keys (N, P, attention_dim), cells (N, P, decoder_dim), image (N, decoder_dim), hidden and cell
+            (N, layers, decoder_dim), which begin at zero
+
+        The ReLU is not linear, so it has to come after resizing. W_a before it is, and is applied on the smaller grid
+        of the two; what comes after it, the keys too, is computed for each of the P cells.
+        """
+        features = features.to(self.fc.weight.dtype)
+        size = self.encoded_image_size
+        image = torch.relu(self.encode_image(mean_cell(features, size)))  # (N, decoder_dim), v^g of equation 16
+        if features.shape[1] * features.shape[2] > size * size:
+            features = resize_grid(features, size)
+        cells = torch.relu(resize_grid(self.encode_cells(features), size))  # (N, size, size, decoder_dim)
+        cells = cells.flatten(1, 2)  # (N, P, decoder_dim), v_i of equation 15
+        keys = self.attention.encoder_att(cells)  # (N, P, attention_dim)
+        nothing = features.new_zeros(len(features), self.layers, self.decoder_dim)  # (N, layers, decoder_dim)
+        return keys, cells, image, nothing, nothing
+
+    def step(self, words, state):
+        """
+        Move, then look, then write: the LSTM, attention with its new state, and both together make the word.
+
+        :param words: (N,), ids of the previous words
+        :param state: as `init_state` or the last `step` gave it
+        :return: output (N, decoder_dim), alpha (N, P), the new state
+        """
+        keys, cells, image, hidden, cell = state
+        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, image], dim=1), hidden, cell)
+        alpha = self.attention(keys, hidden[:, -1])  # (N, P), equations 6 and 7
+        context = (alpha.unsqueeze(1) @ cells).squeeze(1)  # (N, decoder_dim), equation 8
+        return context + hidden[:, -1], alpha, (keys, cells, image, hidden, cell)
+
+
+class AdaptiveAttention(SpatialAttention):
+    """
+    Spatial attention that knows when to look (Lu et al. 2017, section 2.3).
+
+    One more "cell" stands beside the grid's: the visual sentinel, what the LSTM knows already. The alpha that `step`
+    gives is that of the grid alone and sums to 1 - beta, so beta, the sentinel's share, is 1 - alpha.sum(dim=1):
+    `sentinel_share` gives it for any alphas, to plot when the model looks.
+
+    The doubly stochastic term of `losses.CaptionLoss` wants each cell looked at and so speaks against the sentinel;
+    the paper trains without it (doubly_stochastic_weight 0).
+    """
+
+    def __init__(self, *args, **kwargs):
+        """Parameters: as for `SpatialAttention`. With several LSTM layers the sentinel is the top one's."""
+        super().__init__(*args, **kwargs)
+        query = self.attention.decoder_att
+        input_dim = self.decode_step[0].input_size
+        self.sentinel_gate = nn.Linear(input_dim + self.decoder_dim, self.decoder_dim)  # W_x and W_h of equation 9
+        self.sentinel_att = nn.Linear(self.decoder_dim, query.out_features)  # W_s of equation 12
+
+    def step(self, words, state):
+        """
+        Move, remember, look, write.
+
+        :param words: (N,), ids of the previous words
+        :param state: as `init_state` or the last `step` gave it
+        :return: output (N, decoder_dim), alpha (N, P) which sums to 1 - beta, the new state
+        """
+        keys, cells, image, last_hidden, cell = state
+        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        x = torch.cat([embedded, image], dim=1)  # (N, embed_dim + decoder_dim)
+        hidden, cell = run_lstm(self.decode_step, x, last_hidden, cell)
+
+        gate = torch.sigmoid(self.sentinel_gate(torch.cat([x, last_hidden[:, -1]], dim=1)))  # equation 9
+        sentinel = gate * torch.tanh(cell[:, -1])  # (N, decoder_dim), equation 10
+        sentinel_key = self.sentinel_att(sentinel).unsqueeze(1)  # (N, 1, attention_dim)
+        weights = self.attention(torch.cat([keys, sentinel_key], dim=1), hidden[:, -1])  # (N, P + 1), equation 12
+        alpha, beta = weights[:, :-1], weights[:, -1:]  # (N, P), (N, 1)
+        # Equation 11. Its factor 1 - beta of the grid's context is already in alpha.
+        context = beta * sentinel + (alpha.unsqueeze(1) @ cells).squeeze(1)  # (N, decoder_dim)
+        return context + hidden[:, -1], alpha, (keys, cells, image, hidden, cell)
+
+
+def sentinel_share(alphas):
+    """
+    When adaptive attention did not look: beta of each word, 0 if the photo made it and 1 if the sentinel did.
+
+    :param alphas: (..., P), of `AdaptiveAttention`, such as a hypothesis's (T, P); other decoders' give 0, and the
+        empty timesteps after a caption's end 1
+    :return: (...)
+    """
+    return 1 - alphas.sum(dim=-1)
+
+
+def mean_cell(features, size):
+    """
+    :param features: (N, height, width, encoder_dim)
+    :return: (N, encoder_dim), the mean over the grid that `resize_grid` would make, without making it
+    """
+    weights = map_cells(features, size).mean(dim=0)  # (Q,), how much of each old cell is in the new ones
+    return weights @ features.flatten(1, 2)
+
+
+DECODERS = {
+    "soft": DecoderWithAttention,
+    "hard": DecoderWithHardAttention,
+    "show_tell": ShowAndTell,
+    "spatial": SpatialAttention,
+    "adaptive": AdaptiveAttention,
+}
+
+
+class Setting(NamedTuple):
+    """A field of train.py's config that a decoder is built from."""
+
+    default: object  # what a config that does not have the field yet is taken to mean
+    argument: str  # the decoder's name for it
+    decoders: tuple  # those that have it
+    expected: str  # which values make sense, in words
+    allows: object  # function: whether a value is one of them
+
+
+ALL = tuple(DECODERS)
+SIZE = "a whole number, 1 or more", lambda value: isinstance(value, int) and value >= 1
+SHARE = "a number from 0 to 1", lambda value: 0 <= value <= 1
+SWITCH = "True or False", lambda value: isinstance(value, bool)
+LIMIT = "a number above 0, or None", lambda value: value is None or value > 0
+SCORE = "'relu' or 'tanh'", lambda value: value in ("relu", "tanh")
+LOOK = "'argmax', 'sample' or 'expectation'", lambda value: value in ("argmax", "sample", "expectation")
+
+SETTINGS = {
+    "embed_dim": Setting(512, "embed_dim", ALL, *SIZE),
+    "decoder_dim": Setting(512, "decoder_dim", ALL, *SIZE),
+    "attention_dim": Setting(512, "attention_dim", ("soft", "hard", "spatial", "adaptive"), *SIZE),
+    "encoded_image_size": Setting(14, "encoded_image_size", ALL, *SIZE),
+    "dropout": Setting(0.5, "dropout", ALL, *SHARE),
+    "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, *SHARE),
+    "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), *SHARE),
+    "decoder_layers": Setting(1, "layers", ALL, *SIZE),
+    "gate": Setting(True, "gate", ("soft", "hard"), *SWITCH),
+    "deep_output": Setting(False, "deep_output", ("soft", "hard"), *SWITCH),
+    "attention_nonlinearity": Setting("relu", "nonlinearity", ("soft", "hard", "spatial", "adaptive"), *SCORE),
+    "embedding_max_norm": Setting(None, "embedding_max_norm", ALL, *LIMIT),
+    "tie_weights": Setting(False, "tie_weights", ALL, *SWITCH),
+    "hard_expected_share": Setting(0.5, "expected_share", ("hard",), *SHARE),
+    "hard_inference": Setting("argmax", "inference", ("hard",), *LOOK),
+}
 
 
 def build_decoder(config, vocab_size, encoder_dim):
     """
-    :param config: dict of train.py's hyperparameters, as the checkpoint keeps them
-    :return: the decoder that the config names, with random weights
+    Build the decoder that a config names.
+
+    :param config: dict of train.py's hyperparameters, as the checkpoint keeps them; a field that it lacks, because it
+        is older than the field, has the default of `SETTINGS`
+    :param vocab_size: number of words
+    :param encoder_dim: numbers in a cell of the encoder's grid
+    :return: the decoder, with random weights
+    :raises UserError: if the decoder is unknown, a setting's value makes no sense, or a setting was changed that this
+        decoder does not have
     """
-    cls = {"soft": DecoderWithAttention, "hard": DecoderWithHardAttention}[config["decoder"]]
-    names = ("embed_dim", "decoder_dim", "attention_dim", "encoded_image_size", "dropout")
-    return cls(vocab_size, encoder_dim, **{name: config[name] for name in names})
+    name = config.get("decoder", "soft")
+    if name not in DECODERS:
+        raise UserError(f"decoder: '{name}' found, one of {', '.join(DECODERS)} expected")
+    arguments = {}
+    for field, setting in SETTINGS.items():
+        value = config.get(field, setting.default)
+        if name in setting.decoders:
+            if not setting.allows(value):
+                raise UserError(f"{field}: {value!r} found, {setting.expected} expected")
+            arguments[setting.argument] = value
+        elif value != setting.default:
+            raise UserError(
+                f"{field}: {value!r} found, {setting.default!r} (the default) expected: the decoder '{name}' has no "
+                f"such setting; leave it out, or choose --decoder {' or '.join(setting.decoders)}"
+            )
+    return DECODERS[name](vocab_size, encoder_dim, **arguments)
