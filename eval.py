@@ -8,12 +8,9 @@ writes scores.json and, for each beam size, the captions in the COCO challenge's
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
 import metrics
-from datasets import CaptionDataset
-from feature_cache import cache_features
 from inference import load_captioner
+from loaders import build_loader
 from utils import UserError, choose_device, run_script, save_json
 
 
@@ -43,10 +40,16 @@ def main(config):
 
     scores = {}
     for split in config.split or default_split(data_folder, data_name):
-        loader = build_loader(config, captioner.encoder, data_folder, data_name, split.upper())
+        if split.upper() not in ("TRAIN", "VAL", "TEST"):
+            raise UserError(f"split: '{split}' found, TRAIN, VAL or TEST expected")
+        cached = config.cache_features and captioner.encoder.frozen
+        loader, resident = build_loader(
+            data_folder, data_name, split.upper(), captioner.encoder, captioner.device, batch_size=config.batch_size,
+            cached=cached, workers=config.workers,
+        )  # fmt: skip
         scores[split.upper()] = rows = {}
         for beam_size in config.beam_sizes:
-            hypotheses, references = captioner.caption_split(loader, beam_size, max_length=config.max_length)
+            hypotheses, references = captioner.caption_split(loader, beam_size, config.max_length, resident)
             rows[str(beam_size)] = metrics.score(references, hypotheses)
             results = [
                 {"image_id": photo["image_id"], "caption": " ".join(words)}
@@ -62,19 +65,6 @@ def default_split(data_folder, data_name):
     """:return: the split that final scores are taken on: TEST, or VAL where there is none"""
     has_test = (Path(data_folder) / f"TEST_IMAGES_{data_name}.hdf5").exists()
     return ("TEST",) if has_test else ("VAL",)
-
-
-def build_loader(config, encoder, data_folder, data_name, split):
-    """:return: DataLoader of a split's photos, each once, as cached features where the encoder is frozen"""
-    if split not in ("TRAIN", "VAL", "TEST"):
-        raise UserError(f"split: '{split}' found, TRAIN, VAL or TEST expected")
-    dataset = CaptionDataset(data_folder, data_name, split, image_major=True)
-    if encoder.frozen and config.cache_features:
-        feature_file = cache_features(encoder, dataset.image_file, encoder.mean.device)
-        dataset = CaptionDataset(data_folder, data_name, split, image_major=True, feature_file=feature_file)
-    return DataLoader(
-        dataset, batch_size=config.batch_size, collate_fn=dataset.collate, num_workers=config.workers
-    )  # fmt: skip
 
 
 def print_table(title, rows):

@@ -14,7 +14,7 @@ import h5py
 import torch
 from tqdm import tqdm
 
-from datasets import open_hdf5
+from datasets import map_rows, open_hdf5
 from utils import UserError, atomic_path
 
 
@@ -80,3 +80,22 @@ def is_whole(path, num_photos):
             return len(file["features"]) == num_photos
     except (OSError, KeyError):  # missing or damaged: it is computed again
         return False
+
+
+def load_on_gpu(path, device):
+    """
+    :param path: of `cache_features`
+    :return: all features (I, height, width, native_dim) on the GPU, if `device` is one and half of its free memory
+        holds them; else None, and they are read from the file as needed
+    """
+    if device.type != "cuda":
+        return None
+    rows = map_rows(path, "features")
+    free, _ = torch.cuda.mem_get_info(device)
+    if rows.size * rows.itemsize > free / 2:
+        return None
+    features = torch.empty(rows.shape, dtype=torch.float16, device=device)
+    for i in range(0, len(rows), 1024):
+        features[i : i + 1024] = torch.from_numpy(rows[i : i + 1024]).to(device)
+    print(f"The features are on the GPU: {rows.size * rows.itemsize / 1e9:.2f} GB")
+    return features

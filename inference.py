@@ -47,17 +47,18 @@ class Captioner:
         """:return: list of words"""
         return [self.words[index] for index in hypothesis.words]
 
-    def caption_split(self, loader, beam_size, max_length=50):
+    def caption_split(self, loader, beam_size, max_length=50, resident=None):
         """
         Caption each photo of a split, once.
 
         :param loader: DataLoader over an image-major `CaptionDataset` of the split
+        :param resident: features of all its photos that are on the GPU already, or None
         :return: hypotheses (list of captions, each a list of words), references (list of lists of captions)
         """
         hypotheses, references = [], []
         self.encoder.eval(), self.decoder.eval()
-        for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False):
-            found = self.search(batch.images, beam_size, max_length)
+        for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=None):
+            found = self.search(batch.to(self.device, resident).images, beam_size, max_length)
             hypotheses += [self.sentence(best) for best, *_ in found]
             references += batch.references
         return hypotheses, references

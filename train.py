@@ -4,23 +4,27 @@ Train a captioner: edit the hyperparameters below and run `python train.py`, or 
 """
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metrics
+from augmentation import Augmentation, says_left_or_right
 from captioners import build_decoder
-from datasets import BatchOrder, CaptionDataset
+from datasets import BatchOrder, CaptionDataset, open_hdf5
 from encoders import Encoder
-from feature_cache import cache_features
+from figures import attention_figure
 from inference import Captioner
+from loaders import build_loader
 from losses import CaptionLoss, top_k_accuracy
+from schedules import SCHEDULES, TEACHER_FORCING, Schedule, teacher_forcing
 from utils import (
+    UserError,
     choose_autocast,
     choose_device,
     load_checkpoint,
@@ -29,6 +33,7 @@ from utils import (
     save_checkpoint,
     seed_everything,
 )
+from word_vectors import load_word_vectors
 
 
 @dataclass
@@ -45,190 +50,375 @@ class Config:
     encoded_image_size: int = 14  # side of the grid of features that attention sees, in cells
     encoder_dim: int | None = None  # numbers in each cell, through a 1 x 1 convolution; default the network's own
     fine_tune_encoder: bool = False  # train the encoder too; without pretrained weights you want this
+    fine_tune_from_step: int = 0  # training steps before the encoder joins in
     fine_tune_from_block: int = 2  # first convolutional block of a pretrained encoder that is trained, 1 to 4
 
     # Decoder
-    decoder: str = "soft"  # 'soft' or 'hard' attention
+    decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
     embed_dim: int = 512  # numbers in a word's embedding
     decoder_dim: int = 512  # numbers in the LSTM's state
     attention_dim: int = 512  # numbers in the space where attention compares cells with the LSTM's state
-    dropout: float = 0.5  # share of the decoder's outputs that is dropped in training
+    decoder_layers: int = 1  # LSTM cells on top of one another
+    gate: bool = True  # soft, hard: scale the context by a gate beta (paper, section 4.2.1)
+    deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
+    attention_nonlinearity: str = "relu"  # of attention's score: 'relu' as in the tutorial, 'tanh' as in the paper
+    hard_expected_share: float = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
+    hard_inference: str = "argmax"  # hard: look at the likeliest cell, 'sample' one, or take the 'expectation'
+    tie_weights: bool = False  # one matrix for the embeddings and the vocabulary's scores (Press and Wolf 2017)
+    embedding_max_norm: float | None = None  # longer word embeddings are scaled down to this length
+    word_vectors: str | None = None  # file of pretrained embeddings (GloVe or word2vec text); sets embed_dim
+    fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
+    dropout: float = 0.5  # share of the decoder's output that is dropped in training
+    embedding_dropout: float = 0.0  # the same of the word embeddings
+    state_dropout: float = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
 
-    # Training
+    # Loss
+    doubly_stochastic_weight: float = 1.0  # how much each cell should be looked at once a caption (paper, eq. 14)
+    label_smoothing: float = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
+    reinforce_weight: float = 0.1  # hard: weight of the reward for the drawn cells (0.1 in the paper's code)
+    entropy_weight: float = 0.002  # hard: weight of attention's entropy (0.002 in the paper's code)
+    teacher_forcing: str = "always"  # or scheduled sampling that decays 'linear', 'exponential', 'inverse_sigmoid'
+    teacher_forcing_floor: float = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
+
+    # Optimizer
     epochs: int = 120  # if nothing stops the run before
     batch_size: int = 32  # captions a step (with image_major: photos, each with all its captions)
+    accumulate: int = 1  # steps whose gradients are added up before the weights change
+    optimizer: str = "adam"  # 'adam', 'adamw', or 'sgd' with Nesterov momentum 0.9
     encoder_lr: float = 1e-4  # learning rate of the encoder, if it is trained
     decoder_lr: float = 4e-4  # learning rate of the decoder
+    embedding_lr: float | None = None  # learning rate of the word embeddings; default that of the decoder
+    weight_decay: float = 0.0  # pull of all weights towards 0
     clip: str = "value"  # how gradients are clipped: 'value' each number, 'norm' the length of all, 'none'
     clip_at: float = 5.0  # largest absolute value, or norm, of the gradients
-    doubly_stochastic_weight: float = 1.0  # how much each cell should be looked at once a caption (paper, eq. 14)
+    schedule: str = "plateau"  # of the learning rates: 'none', 'steps', 'plateau', 'exponential', 'cosine', 'one_cycle'
+    warmup_steps: int = 0  # steps in which the learning rates rise to their first value
+    schedule_patience: int = 8  # plateau: epochs without a better score before the rates drop
+    schedule_gamma: float = 0.8  # plateau, steps, exponential: what the rates are multiplied by
+    schedule_step_size: int = 1000  # steps, exponential: in so many steps
+    schedule_cycles: int = 1  # cosine: number of warm restarts, and one
     seed: int = 0  # of the weights, the order of the captions, dropout
+
+    # Augmentation; any of these turns the feature cache off
+    crop_min_scale: float = 1.0  # smallest share of a photo's area that a random crop keeps
+    flip: float = 0.0  # probability that a photo is mirrored, unless a caption says left or right
+    colour: float = 0.0  # strength of changes of brightness, contrast and saturation
+    warp: float = 0.0  # strength of rotation, shear and perspective; 1 is up to 30 degrees
+    noise: float = 0.0  # standard deviation of Gaussian noise, where a pixel goes from 0 to 1
 
     # Validation, after each epoch, on captions that the model writes by itself
     val_beam_size: int = 3  # 1 for greedy choice
     val_batch_size: int = 32  # photos
-    lr_patience: int = 8  # epochs without a better BLEU-4 before the learning rates drop
-    lr_factor: float = 0.8  # what they are multiplied by then
-    stop_patience: int = 20  # epochs without a better BLEU-4 before the run ends
+    val_share: float = 1.0  # share of the split's photos that are captioned
+    stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
+    stop_patience: int = 20  # epochs without a better score before the run ends
 
     # Speed
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
     workers: int = 0  # processes that read batches ahead; 0 reads in the training process
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
+    tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch
-
-    # Reporting
     print_every: int = 100  # steps between two readings of the loss
 
 
 def main(config):
+    check(config)
     device = choose_device(config.device)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     seed_everything(config.seed)
     run_folder = Path(config.run_folder or f"runs/{config.data_name}")
     checkpoint = load_checkpoint(config.resume) if config.resume else None
 
-    encoder, decoder, word_map = build_models(config, device)
-    loss_function = CaptionLoss(config.doubly_stochastic_weight).to(device)
-    optimizer = build_optimizer(config, encoder, decoder)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    captioner = Captioner(encoder, decoder, word_map)
-
-    autocast = choose_autocast(config.precision, device)
-    train_loader, val_loader = build_loaders(config, encoder, device, autocast)
-    progress = {"epoch": 0, "best_score": 0.0, "epochs_since_best": 0}
+    captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
+    order = BatchOrder(captions.item_lengths(), config.batch_size, config.bucket, config.seed)
+    run = start_run(config, captions, device, len(order), SummaryWriter(run_folder))
     if checkpoint:
-        for name, part in (("encoder", encoder), ("decoder", decoder), ("loss", loss_function),
-                           ("optimizer", optimizer), ("scaler", scaler)):  # fmt: skip
-            part.load_state_dict(checkpoint[name])
-        progress = checkpoint["progress"]
-        torch.set_rng_state(checkpoint["random_state"])
+        run.load_state_dict(checkpoint)
 
-    writer = SummaryWriter(run_folder)
-    for epoch in range(progress["epoch"], config.epochs):
-        train_loader.batch_sampler.set_epoch(epoch)
+    loaders, loaders_cached = None, None
+    while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
+        cached = config.cache_features and not run.augmentation.active and not run.trains_encoder(len(order))
+        if loaders is None or cached != loaders_cached:
+            loaders, loaders_cached = build_loaders(config, run, order, cached), cached
+        order.set_epoch(run.epoch)
         start = time.time()
-        train_one_epoch(
-            encoder, decoder, loss_function, train_loader, optimizer, scaler, device, epoch, config, autocast, writer
-        )
+        train_one_epoch(run, *loaders["TRAIN"])
         seconds = time.time() - start
 
-        with autocast:
-            hypotheses, references = captioner.caption_split(val_loader, config.val_beam_size)
-        bleu4 = metrics.bleu4(references, hypotheses)
-        writer.add_scalar("val/BLEU-4", bleu4, epoch)
-        best = bleu4 > progress["best_score"]
-        progress["epoch"] = epoch + 1
-        progress["epochs_since_best"] = 0 if best else progress["epochs_since_best"] + 1
-        progress["best_score"] = max(bleu4, progress["best_score"])
-        print(f"epoch {epoch + 1}: {seconds:.0f} s, val BLEU-4 {bleu4:.4f} (beam {config.val_beam_size})"
+        score = validate(run, *loaders["VAL"])
+        best = run.finish_epoch(score)
+        print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} (beam {config.val_beam_size})"
               f"{', the best so far' if best else ''}")  # fmt: skip
-
-        content = {
-            "config": dataclasses.asdict(config), "word_map": word_map, "progress": progress,
-            "encoder": encoder.state_dict(), "decoder": decoder.state_dict(), "loss": loss_function.state_dict(),
-            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "scores": {"BLEU-4": bleu4},
-            "random_state": torch.get_rng_state(), "image_size": train_loader.dataset.image_size,
-        }  # fmt: skip
-        save_checkpoint(content, run_folder / "last.pth")
+        save_checkpoint(run.state_dict(), run_folder / "last.pth")
         if best:
-            save_checkpoint(content, run_folder / "best.pth")
-
-        if progress["epochs_since_best"] >= config.stop_patience:
-            print(f"No better BLEU-4 for {config.stop_patience} epochs: the run ends")
-            break
-        if progress["epochs_since_best"] and progress["epochs_since_best"] % config.lr_patience == 0:
-            for group in optimizer.param_groups:
-                group["lr"] *= config.lr_factor
-            print(f"No better BLEU-4 for {config.lr_patience} epochs: learning rates times {config.lr_factor}")
-    writer.close()
-    print(f"Best val BLEU-4 {progress['best_score']:.4f}: {run_folder / 'best.pth'}")
+            save_checkpoint(run.state_dict(), run_folder / "best.pth")
+    run.writer.close()
+    print(f"Best val {config.stop_metric} {run.best_score:.4f}: {run_folder / 'best.pth'}")
 
 
-def train_one_epoch(
-    encoder, decoder, loss_function, loader, optimizer, scaler, device, epoch, config, autocast, writer
-):  # fmt: skip
-    """One pass over the captions: forward, backward, clip, step."""
-    encoder.train(), decoder.train(), loss_function.train()
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def train_one_epoch(run, loader, resident):
+    """
+    One pass over the captions: forward, backward, clip, step.
+
+    :param run: `Run`
+    :param loader: DataLoader of training batches
+    :param resident: features of all photos that are on the GPU already, or None
+    :raises UserError: if the loss is not finite
+    """
+    config = run.config
+    run.encoder.train(), run.decoder.train(), run.loss_function.train()
+    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     losses, accuracies = [], []
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", leave=False)
-    for i, batch in enumerate(bar):
-        batch = batch.to(device)
-        with autocast:
-            features = encoder.features(batch.images)
-            decoded = decoder(features, batch.captions, batch.lengths, batch.image_rows)
-            loss, cross_entropy = loss_function(decoded)
-
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        if config.clip == "value":
-            torch.nn.utils.clip_grad_value_(trained, config.clip_at)
-        elif config.clip == "norm":
-            torch.nn.utils.clip_grad_norm_(trained, config.clip_at)
-        scaler.step(optimizer)
-        scaler.update()
-
+    for i, batch in enumerate(
+        bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=None)
+    ):
+        if config.fine_tune_encoder and run.step >= config.fine_tune_from_step and run.encoder.frozen:
+            run.encoder.fine_tune(True, config.fine_tune_from_block)
+        batch = batch.to(run.device, resident)
+        images = batch.images
+        if run.augmentation.active:
+            images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
+        with run.autocast:
+            features = run.encoder.features(images)  # (B, height, width, encoder_dim)
+            true_words = teacher_forcing(
+                config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor
+            )
+            decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows, true_words)
+            loss, cross_entropy = run.loss_function(decoded)
+        run.scaler.scale(loss / config.accumulate).backward()
         losses.append(cross_entropy)
         accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
-        if (i + 1) % config.print_every == 0 or i + 1 == len(loader):
+
+        if (i + 1) % config.accumulate == 0 or i + 1 == len(loader):
+            run.scaler.unscale_(run.optimizer)
+            if config.clip == "value":
+                torch.nn.utils.clip_grad_value_(trained, config.clip_at)
+            elif config.clip == "norm":
+                torch.nn.utils.clip_grad_norm_(trained, config.clip_at)
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad(set_to_none=True)
+            run.schedule.step()
+            run.step += 1
+
+        if (i + 1) % config.print_every == 0 or i + 1 == len(loader):  # reading numbers makes a GPU wait
             mean_loss, accuracy = torch.stack(losses).mean().item(), torch.stack(accuracies).mean().item()
             losses, accuracies = [], []
-            step = epoch * len(loader) + i + 1
-            writer.add_scalar("train/cross_entropy", mean_loss, step)
-            writer.add_scalar("train/top5_accuracy", accuracy, step)
+            rate = run.optimizer.param_groups[0]["lr"]
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"loss: is {mean_loss} at step {run.step}, with learning rate {rate:.2g}; lower the learning rates "
+                    "or --clip_at; the last checkpoint is sound"
+                )
+            run.writer.add_scalar("train/cross_entropy", mean_loss, run.step)
+            run.writer.add_scalar("train/top5_accuracy", accuracy, run.step)
+            run.writer.add_scalar("train/learning_rate", rate, run.step)
             bar.set_postfix(loss=f"{mean_loss:.3f}", top5=f"{accuracy:.1%}")
 
 
-def build_models(config, device):
-    """:return: encoder, decoder, word map"""
-    word_map = CaptionDataset(config.data_folder, config.data_name, "TRAIN").word_map
-    local = config.encoder_weights not in ("imagenet", "none")
-    encoder = Encoder(
-        config.encoder, "none" if local else config.encoder_weights, config.encoded_image_size, config.encoder_dim
+def validate(run, loader, resident):
+    """
+    Let the model caption the validation photos by itself, without true words to lean on.
+
+    :return: the config's `stop_metric`; all scores and an attention figure go to TensorBoard
+    """
+    captioner = Captioner(run.encoder, run.decoder, run.word_map)
+    with run.autocast:
+        hypotheses, references = captioner.caption_split(loader, run.config.val_beam_size, resident=resident)
+    wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
+    scores = metrics.score(references, hypotheses, tuple(wanted))
+    for metric, value in scores.items():
+        run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
+
+    with open_hdf5(loader.dataset.image_file, "images") as file:
+        photo = file["images"][0]  # (3, S, S)
+    [[best]] = captioner.search(torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, keep_alphas=True)
+    words = captioner.sentence(best)
+    figure = attention_figure(
+        photo.transpose(1, 2, 0), words, None if best.alphas is None else best.alphas[: len(words)]
     )
+    run.writer.add_figure("val/attention", figure, run.epoch + 1)
+    return scores[run.config.stop_metric]
+
+
+@dataclass
+class Run:
+    """All that training changes, and where it stands."""
+
+    config: Config
+    word_map: dict
+    device: torch.device
+    autocast: object  # context of the matrix products' precision
+    encoder: Encoder
+    decoder: torch.nn.Module
+    augmentation: Augmentation
+    loss_function: CaptionLoss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    writer: SummaryWriter
+    total_steps: int  # of the optimizer, if nothing stops the run before
+    image_size: int  # of the photos, in pixels
+    step: int = 0  # of the optimizer, done so far
+    epoch: int = 0  # done so far
+    best_score: float = -1.0
+    epochs_since_best: int = 0
+
+    PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
+    PROGRESS = ("step", "epoch", "best_score", "epochs_since_best")
+
+    def trains_encoder(self, steps):
+        """:return: whether the encoder is trained in any of the next `steps`"""
+        return self.config.fine_tune_encoder and self.step + steps > self.config.fine_tune_from_step
+
+    def finish_epoch(self, score):
+        """Count the epoch and tell the schedule how it went; :return: whether it is the best so far"""
+        best = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        self.epochs_since_best = 0 if best else self.epochs_since_best + 1
+        self.epoch += 1
+        if self.schedule.after_validation(score):
+            print("No better for a while: the learning rates drop")
+        return best
+
+    def state_dict(self):
+        """:return: a checkpoint's content, of plain types only"""
+        return {
+            **{name: getattr(self, name).state_dict() for name in self.PARTS},
+            "config": dataclasses.asdict(self.config),
+            "word_map": self.word_map,
+            "image_size": self.image_size,
+            "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "random_state": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, checkpoint):
+        """Go on where a checkpoint stopped."""
+        if checkpoint["word_map"] != self.word_map:
+            raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
+        try:
+            for name in self.PARTS:
+                getattr(self, name).load_state_dict(checkpoint[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"resume: the checkpoint is of another model ({reason}); give the config of its run"
+            ) from error
+        for name in self.PROGRESS:
+            setattr(self, name, checkpoint["progress"][name])
+        torch.set_rng_state(checkpoint["random_state"])
+
+
+def start_run(config, captions, device, batches_per_epoch, writer):
+    """
+    Build everything that the config names, at step 0.
+
+    :param captions: `CaptionDataset` of the training split
+    :return: `Run`
+    """
+    word_map = captions.word_map
+    local = config.encoder_weights not in ("imagenet", "none")
+    weights = "none" if local else config.encoder_weights
+    encoder = Encoder(config.encoder, weights, config.encoded_image_size, config.encoder_dim)
     if local:
         encoder.load_backbone(load_tensors(config.encoder_weights), config.encoder_weights)
-    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)
+    elif weights == "none" and not config.fine_tune_encoder:
+        print("The encoder is random and not trained: you may want --encoder_weights imagenet or --fine_tune_encoder")
+
+    vectors = None
+    if config.word_vectors:
+        vectors, _ = load_word_vectors(config.word_vectors, word_map, seed=config.seed)
+        config = dataclasses.replace(config, embed_dim=vectors.shape[1])
     decoder = build_decoder(dataclasses.asdict(config), len(word_map), encoder.encoder_dim)
-    return encoder.to(device), decoder.to(device), word_map
+    if vectors is not None:
+        decoder.load_pretrained_embeddings(vectors)
+    decoder.fine_tune_embeddings(config.fine_tune_embeddings)
+    encoder, decoder = encoder.to(device), decoder.to(device)
+
+    total_steps = config.epochs * math.ceil(batches_per_epoch / config.accumulate)
+    optimizer = build_optimizer(config, encoder, decoder)
+    return Run(
+        config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
+        Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
+        CaptionLoss(config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight,
+                    config.entropy_weight).to(device),
+        optimizer,
+        Schedule(config.schedule, optimizer, total_steps, warmup_steps=config.warmup_steps,
+                 step_size=config.schedule_step_size, gamma=config.schedule_gamma,
+                 patience=config.schedule_patience, cycles=config.schedule_cycles),
+        torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"), writer, total_steps, captions.image_size,
+    )  # fmt: skip
 
 
 def build_optimizer(config, encoder, decoder):
-    groups = [{"name": "decoder", "params": list(decoder.parameters()), "lr": config.decoder_lr}]
+    """:return: optimizer with a group, and so a learning rate, each for decoder, embeddings and encoder"""
+    embeddings = list(decoder.embedding.parameters())
+    rest = [parameter for parameter in decoder.parameters() if parameter is not decoder.embedding.weight]
+    groups = [
+        {"params": rest, "lr": config.decoder_lr},
+        {"params": embeddings, "lr": config.embedding_lr or config.decoder_lr},
+    ]
+    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     if trained:
-        groups.append({"name": "encoder", "params": trained, "lr": config.encoder_lr})
-    return torch.optim.Adam(groups, fused=True)
+        groups.append({"params": trained, "lr": config.encoder_lr})
+    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def build_loaders(config, encoder, device, autocast):
-    """:return: DataLoaders of the training captions and the validation photos"""
-    loaders = []
-    for split in ("TRAIN", "VAL"):
-        image_major = config.image_major or split == "VAL"
-        dataset = CaptionDataset(config.data_folder, config.data_name, split, image_major)
-        if encoder.frozen and config.cache_features:
-            feature_file = cache_features(encoder, dataset.image_file, device, autocast=autocast)
-            dataset = CaptionDataset(config.data_folder, config.data_name, split, image_major, feature_file)
-        if split == "TRAIN":
-            lengths = dataset.lengths.reshape(len(dataset), -1).max(axis=1)
-            order = {"batch_sampler": BatchOrder(lengths, config.batch_size, config.bucket, config.seed)}
-        else:
-            order = {"batch_size": config.val_batch_size}
-        loaders.append(
-            DataLoader(
-                dataset,
-                **order,
-                collate_fn=dataset.collate,
-                num_workers=config.workers,
-                pin_memory=device.type == "cuda",
-                persistent_workers=config.workers > 0,
-            )  # fmt: skip
-        )
-    return loaders
+def build_loaders(config, run, order, cached):
+    """:return: dict of split -> (DataLoader, features on the GPU or None), for training and validation"""
+    if config.cache_features and not cached:
+        print("Fine-tuning or augmentation: the encoder runs in every step, without the feature cache")
+    common = {"encoder": run.encoder, "device": run.device, "autocast": run.autocast, "workers": config.workers}
+    data = config.data_folder, config.data_name
+    val_cached = config.cache_features and run.encoder.frozen and not run.trains_encoder(len(order))
+    return {
+        "TRAIN": build_loader(
+            *data, "TRAIN", order=order, image_major=config.image_major, cached=cached, **common),
+        "VAL": build_loader(
+            *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=val_cached, **common),
+    }  # fmt: skip
+
+
+def check(config):
+    """:raises UserError: if a field's value makes no sense, alone or beside the others"""
+    choices = {
+        "optimizer": ("adam", "adamw", "sgd"), "clip": ("value", "norm", "none"), "stop_metric": metrics.ALL,
+        "schedule": SCHEDULES, "teacher_forcing": TEACHER_FORCING,
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name}: '{getattr(config, name)}' found, one of {', '.join(allowed)} expected")
+    positive = ("epochs", "batch_size", "accumulate", "val_beam_size", "val_batch_size", "stop_patience", "print_every",
+                "clip_at", "encoder_lr", "decoder_lr", "val_share")  # fmt: skip
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
+    defaults = Config()
+    for names, needed, expected in (
+        (("reinforce_weight", "entropy_weight"), config.decoder == "hard", "--decoder hard"),
+        (("doubly_stochastic_weight",), config.decoder != "show_tell", "a decoder with attention"),
+        (
+            ("fine_tune_from_step", "fine_tune_from_block", "encoder_lr"),
+            config.fine_tune_encoder,
+            "--fine_tune_encoder",
+        ),
+        (("fine_tune_embeddings",), config.word_vectors is not None, "--word_vectors"),
+        (("schedule_patience",), config.schedule == "plateau", "--schedule plateau"),
+        (("schedule_cycles",), config.schedule == "cosine", "--schedule cosine"),
+        (("schedule_step_size",), config.schedule in ("steps", "exponential"), "--schedule steps or exponential"),
+        (("teacher_forcing_floor",), config.teacher_forcing != "always", "a --teacher_forcing that decays"),
+    ):
+        for name in names:
+            if getattr(config, name) != getattr(defaults, name) and not needed:
+                raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
 
 
 if __name__ == "__main__":

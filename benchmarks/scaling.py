@@ -3,7 +3,7 @@ Does an epoch grow in step with the data, and memory not at all? An epoch on 1,0
 
 Everything a real epoch touches is there: the caption files, the feature cache on disk, the shuffled batches, the loader
 and a small decoder's training steps. Plain is the rate a photo of the smallest dataset: a ratio of 1 is linear growth.
-Memory is what the process holds at the end of each epoch (resident, without the system's cache of files).
+Memory is what the process holds at the end of each epoch (resident, without the pages of mapped files).
 """
 
 import json
@@ -100,9 +100,9 @@ def make_files(folder, photos, config):
 
 
 def resident_bytes():
-    """:return: memory that this process holds now"""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])  # Linux
-    return pages * 4096
+    """:return: memory that this process holds now, without the pages of mapped files, which the system can drop"""
+    status = Path("/proc/self/status").read_text()  # Linux
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""
+Which batches a loop reads: photos, or a frozen encoder's features from the cache; where they are kept.
+"""
+
+from torch.utils.data import DataLoader
+
+from datasets import CaptionDataset
+from feature_cache import cache_features, load_on_gpu
+
+
+def build_loader(
+    data_folder, data_name, split, encoder, device, *, order=None, batch_size=32, share=1.0, image_major=True,
+    cached=True, autocast=None, workers=0,
+):  # fmt: skip
+    """
+    :param split: 'TRAIN', 'VAL' or 'TEST'
+    :param encoder: on `device`; its features are computed now if they are to be cached and are not yet
+    :param order: a `BatchOrder`; None for the photos as they come, `batch_size` at a time, up to a `share` of them
+    :param image_major: batches of photos with all their captions, not of captions with their photo
+    :param cached: read features from the cache; False for the photos themselves
+    :param autocast: precision in which the features are computed
+    :return: DataLoader of `datasets.Batch`, and the features of the whole split if they fit on the GPU, else None
+    """
+    dataset = CaptionDataset(data_folder, data_name, split, image_major)
+    dataset.with_references = order is None
+    resident = None
+    if cached:
+        path = cache_features(encoder, dataset.image_file, device, autocast=autocast)
+        resident = load_on_gpu(path, device)
+        dataset.use_features(path, read=resident is None)
+    if order is not None:
+        batches = {"batch_sampler": order}
+    else:
+        batches = {"batch_size": batch_size, "sampler": range(max(1, round(share * len(dataset))))}
+    loader = DataLoader(
+        dataset, **batches, collate_fn=dataset.collate, num_workers=workers, pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    return loader, resident
