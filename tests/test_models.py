@@ -19,7 +19,7 @@ VARIANTS = {
     "tied deep output": {"tie_weights": True, "deep_output": True, "decoder_dim": 4},
     "all together": {"gate": False, "nonlinearity": "tanh", "layers": 2, "deep_output": True, "tie_weights": True},
 }
-GRIDS = [(2, 2), (3, 3), (5, 5), (4, 7), (1, 1)]  # attention sees 3 x 3
+GRIDS = [(2, 2), (3, 3), (5, 5), (4, 7), (2, 4)]  # attention sees 3 x 3
 
 
 def captions(n, seed=0, longest=8):
