@@ -56,8 +56,8 @@ def test_the_cache_holds_what_the_encoder_gives(make_files, encoder):
 def test_training_sees_the_same_features_with_the_cache_and_without(make_files, encoder):
     made = make_files(photos=5, side=64)
     path = cache_features(encoder, made.paths.images, "cpu")
-    plain = CaptionDataset(*made.arguments)
-    cached = CaptionDataset(*made.arguments, feature_file=path)
+    plain, cached = CaptionDataset(*made.arguments), CaptionDataset(*made.arguments)
+    cached.use_features(path)
     items = [7, 0, 3]
     with torch.no_grad():
         expected = encoder.features(plain.collate([plain[i] for i in items]).images)
