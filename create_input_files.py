@@ -27,7 +27,7 @@ from tqdm import tqdm
 from annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from photos import photo_reader
 from shapes import create_shapes
-from utils import UserError, atomic_path, run_script
+from utils import UserError, atomic_path, new_hdf5, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
@@ -287,22 +287,6 @@ def write_images(path, photos, pixels, config, report):
     if len(kept) < len(photos):
         shorten(path, len(kept))
     return kept
-
-
-@contextlib.contextmanager
-def new_hdf5(path):
-    """Give an open h5py.File; where the disk is full it raises OSError with the system's word for it, as files do."""
-    file = h5py.File(path, "w")
-    try:
-        try:
-            yield file
-        finally:
-            file.close()  # raises RuntimeError if what is left cannot be written
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if not number:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def shorten(path, count):

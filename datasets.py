@@ -213,7 +213,8 @@ class BatchOrder(Sampler):
         if self.bucket:
             batches = [batches[i] for i in random.permutation(len(batches))]
         for batch in batches[self.start :]:
-            yield batch[self.rank :: self.world_size].tolist()
+            share = batch[self.rank :: self.world_size]
+            yield (share if len(share) else batch[:1]).tolist()  # every process takes part in every step
 
 
 def load_word_map(path):
@@ -222,7 +223,8 @@ def load_word_map(path):
     :raises UserError: if it is no word map
     """
     word_map = load_json(path)
-    if not isinstance(word_map, dict) or sorted(map(str, word_map.values())) != sorted(map(str, range(len(word_map)))):
+    ids = list(word_map.values()) if isinstance(word_map, dict) else [None]
+    if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
         raise UserError(
             f"{path}: a word map gives each word an id of its own, from 0; make it with create_input_files.py"
         )
@@ -274,4 +276,7 @@ def open_hdf5(path, name):
         raise UserError(f"{path}: is not a whole HDF5 file ({error}); make it again") from None
     if name not in file or file[name].ndim != 4 or len(file[name]) == 0:
         raise UserError(f"{path}: has no photos under '{name}'; make it again with create_input_files.py")
+    if name == "images" and (file[name].shape[1] != 3 or file[name].dtype != np.uint8):
+        found = f"{file[name].shape} {file[name].dtype}"
+        raise UserError(f"{path}: photos of {found} found, (photos, 3, height, width) uint8 expected")
     return file

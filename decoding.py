@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from utils import UserError
+
+NORMALISATIONS = ("none", "length", "reward")
+
 
 class Hypothesis(NamedTuple):
     """A caption that a search found."""
@@ -32,6 +36,11 @@ class Rules:
     forbidden: tuple = ()  # ids that are never written, such as <unk>
     no_repeat_ngram: int = 0  # no sequence of this many words twice; 0 for no rule
     temperature: float = 1.0  # scores are divided by it: below 1 sharper, above 1 flatter
+
+    def __post_init__(self):
+        for field, least in (("max_length", 1), ("min_length", 0), ("no_repeat_ngram", 0), ("temperature", 1e-6)):
+            if getattr(self, field) < least:
+                raise UserError(f"{field}: {getattr(self, field)} found, {least} or more expected")
 
     def log_probs(self, scores, written):
         """
@@ -84,16 +93,17 @@ def sample(decoder, features, rules, top_k=0, top_p=1.0, generator=None, keep_al
     for t in range(rules.max_length):
         output, alpha, state = decoder.step(words, state)
         log_probs = rules.log_probs(decoder.scores(output), written)  # (n, vocab_size)
-        words = choose(log_probs, top_k, top_p, generator)  # (n,)
-        totals = totals + log_probs.gather(1, words.unsqueeze(1)).squeeze(1)
+        stuck = log_probs.amax(dim=1) == -torch.inf  # (n,), the rules leave no word
+        words = choose(log_probs.masked_fill(stuck.unsqueeze(1), 0.0), top_k, top_p, generator)  # (n,)
+        totals = totals + log_probs.gather(1, words.unsqueeze(1)).squeeze(1).masked_fill(stuck, 0.0)
         written = torch.cat([written, words.unsqueeze(1)], dim=1)
         if keep_alphas and alpha is not None:
             looked = alpha.unsqueeze(1) if looked is None else torch.cat([looked, alpha.unsqueeze(1)], dim=1)
 
-        leaves = (words == rules.end) | (t == rules.max_length - 1)
+        leaves = (words == rules.end) | (t == rules.max_length - 1) | stuck
         for row in leaves.nonzero().flatten().tolist():
-            total = totals[row].item()
-            captions[photos[row]] = hypothesis(written[row], total, total, looked, row, rules)
+            total, ids = totals[row].item(), written[row, :-1] if stuck[row] else written[row]
+            captions[photos[row]] = hypothesis(ids, total, total, looked, row, rules)
         stays = ~leaves
         if not stays.any():
             break
@@ -132,6 +142,10 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
     :param keep_alphas: whether the hypotheses tell where the model looked
     :return: list of N lists of hypotheses; if none ended within max_length, the best unfinished
     """
+    if normalisation not in NORMALISATIONS:
+        raise UserError(f"normalisation: '{normalisation}' found, one of {', '.join(NORMALISATIONS)} expected")
+    if beam_size < 1:
+        raise UserError(f"beam_size: {beam_size} found, 1 or more expected")
     state = tuple(part.repeat_interleave(beam_size, dim=0) for part in decoder.init_state(features))
     num_photos, device = len(state[0]) // beam_size, state[0].device
     photos = torch.arange(num_photos, device=device)  # (n,), those that are still searched
@@ -144,34 +158,35 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
     looked = None  # (n, k, t, P)
     found = [[] for _ in range(num_photos)]
 
+    def keep(i, j, steps):
+        total = totals[i, j].item()
+        score = {"none": total, "length": total / max(steps, 1), "reward": total + reward * steps}[normalisation]
+        found[photos[i]].append(
+            hypothesis(written[i, j], total, score, None if looked is None else looked[i], j, rules)
+        )
+
     for t in range(rules.max_length):
         output, alpha, state = decoder.step(words.flatten(), state)
         log_probs = rules.log_probs(decoder.scores(output), written.flatten(0, 1))  # (n * k, vocab_size)
         vocab_size = log_probs.shape[1]
         candidates = (totals.unsqueeze(2) + log_probs.unflatten(0, totals.shape)).flatten(1)  # (n, k * vocab_size)
-        totals, index = candidates.topk(beam_size, dim=1)  # (n, k), best first
+        best, index = candidates.topk(beam_size, dim=1)  # (n, k), best first
+        for i in (best[:, 0] == -torch.inf).nonzero().flatten().tolist():  # the rules leave no word to go on with
+            keep(i, totals[i].argmax().item(), t)
+        totals = best.masked_fill(torch.arange(beam_size, device=device) >= room.unsqueeze(1), -torch.inf)
         parents, words = index // vocab_size, index % vocab_size  # (n, k)
-        places = torch.arange(beam_size, device=device)
-        totals = totals.masked_fill(places >= room.unsqueeze(1), -torch.inf)
 
         rows = (torch.arange(len(photos), device=device).unsqueeze(1) * beam_size + parents).flatten()  # (n * k,)
         written = torch.cat([written.flatten(0, 1)[rows].unflatten(0, words.shape), words.unsqueeze(2)], dim=2)
         if keep_alphas and alpha is not None:
-            alpha = (
-                alpha.unsqueeze(1) if looked is None else torch.cat([looked.flatten(0, 1), alpha.unsqueeze(1)], dim=1)
-            )
-            looked = alpha[rows].unflatten(0, words.shape)  # (n, k, t + 1, P)
+            alpha = alpha.unsqueeze(1)  # (n * k, 1, P)
+            past = alpha if looked is None else torch.cat([looked.flatten(0, 1), alpha], dim=1)  # (n * k, t + 1, P)
+            looked = past[rows].unflatten(0, words.shape)  # (n, k, t + 1, P)
 
         alive = totals > -torch.inf
         ended = (words == rules.end) & alive  # (n, k)
-        leaves = alive if t == rules.max_length - 1 else ended
-        for i, j in leaves.nonzero().tolist():
-            total = totals[i, j].item()
-            rank = total / (t + 1) if normalisation == "length" else total
-            rank += reward * (t + 1) if normalisation == "reward" else 0.0
-            found[photos[i]].append(
-                hypothesis(written[i, j], total, rank, None if looked is None else looked[i], j, rules)
-            )
+        for i, j in (alive if t == rules.max_length - 1 else ended).nonzero().tolist():
+            keep(i, j, t + 1)
 
         best_ended = torch.maximum(best_ended, totals.masked_fill(~ended, -torch.inf).amax(dim=1))
         room = room - ended.sum(dim=1)
@@ -181,8 +196,7 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
             stays &= totals.amax(dim=1) > best_ended  # a log-probability can only fall
         if not stays.any():
             break
-        moved = tuple(part[rows] for part in state[decoder.constant :])
-        state = state[: decoder.constant] + moved
+        state = state[: decoder.constant] + tuple(part[rows] for part in state[decoder.constant :])
         if not stays.all():
             photos, room, best_ended, totals = photos[stays], room[stays], best_ended[stays], totals[stays]
             words, written = words[stays], written[stays]
@@ -195,8 +209,8 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
 
 
 def hypothesis(written, log_prob, score, looked, row, rules):
-    """Build the `Hypothesis` of one row: ids (t,), and its part of `looked` (rows, t, P)."""
+    """Build the `Hypothesis` of one row: its ids (t,), and its part of `looked` (rows, t, P)."""
     ids = written.tolist()
-    ended = ids[-1] == rules.end
-    alphas = None if looked is None else looked[row].cpu()
+    ended = ids[-1:] == [rules.end]
+    alphas = None if looked is None else looked[row, : len(ids)].cpu()
     return Hypothesis(ids[:-1] if ended else ids, log_prob, score, alphas, ended)

@@ -13,6 +13,7 @@ from utils import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF_MAX = torch.finfo(torch.float16).max  # only random, untrained networks give features beyond it
 
 # The layers that stand before a network's own pooling and classifier, under torchvision's names.
 CONVOLUTIONS = {
@@ -92,16 +93,16 @@ class Encoder(nn.Module):
         """
         The photos through the convolutions, on the network's own grid (8 x 8 for a ResNet at 256 px).
 
-        Of a frozen encoder this is all that depends on the photo alone. It is rounded to half precision, as the
-        feature cache keeps it, so that a run with the cache and one without see the same numbers.
+        Where no gradient is needed they are rounded to half precision, as the feature cache keeps them, so that a run
+        with the cache and one without see the same numbers.
         :param images: (N, 3, 256, 256), RGB, uint8 or float from 0 to 1
-        :return: (N, height, width, native_dim); float16 if the encoder is frozen
+        :return: (N, height, width, native_dim); float16 unless the convolutions are being trained
         """
         if images.dtype == torch.uint8:
             images = images.float() / 255
         images = ((images - self.mean) / self.std).to(memory_format=torch.channels_last)
         features = self.backbone(images).permute(0, 2, 3, 1)  # (N, height, width, native_dim)
-        return features.half() if self.frozen else features
+        return features if features.requires_grad else features.clamp(-HALF_MAX, HALF_MAX).half()
 
     @property
     def frozen(self):
@@ -153,7 +154,7 @@ def build_backbone(name, weights):
         raise UserError(f"encoder_weights: '{weights}' found, 'imagenet' or 'none' expected (or a file's path)")
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
-    except OSError as error:  # urllib's errors are OSErrors
+    except (OSError, RuntimeError) as error:  # no network; a download that broke off
         raise UserError(
             f"encoder_weights: the ImageNet weights of {name} could not be downloaded ({error}); connect to the "
             "network, or give a local state dict with --encoder_weights FILE, or --encoder_weights none"

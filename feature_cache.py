@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import map_rows, open_hdf5
-from utils import UserError, atomic_path
+from utils import UserError, atomic_path, new_hdf5
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
             print(f"Using the cached features of {path}")
             return path
 
-        shape = (len(images), *encoder.grid(torch.from_numpy(images[:1]).to(device)).shape[1:])
+        shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
         free = shutil.disk_usage(path.parent).free
         print(f"Caching the features of {len(images)} photos: {size / 1e9:.2f} GB in {path}")
@@ -48,12 +48,12 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
                 f"{path.parent}: {free / 1e9:.2f} GB are free, the feature cache needs {size / 1e9:.2f} GB; make room, "
                 "or go without it: --no_cache_features"
             )
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as out:
+        with atomic_path(path) as temporary, new_hdf5(temporary) as out:
             features = out.create_dataset("features", shape, dtype="float16")
             out.attrs["key"] = key
             with tqdm(total=len(images), unit="photo", desc="features") as bar:
                 for i in range(0, len(images), batch_size):
-                    batch = torch.from_numpy(images[i : i + batch_size]).to(device)
+                    batch = torch.from_numpy(read_images(images, i, i + batch_size)).to(device)
                     with autocast or torch.no_grad():
                         features[i : i + len(batch)] = encoder.grid(batch).cpu().numpy()
                     bar.update(len(batch))
@@ -69,8 +69,18 @@ def cache_key(encoder, image_file, images, autocast):
     status = image_file.stat()
     digest.update(f"{images.shape} {status.st_size} {status.st_mtime_ns}".encode())
     for i in range(0, len(images), 1 + len(images) // 64):  # a sample: all of COCO would take minutes to read
-        digest.update(images[i])
+        digest.update(read_images(images, i, i + 1))
     return digest.hexdigest()[:12]
+
+
+def read_images(images, start, end):
+    """:return: some rows of an HDF5 dataset"""
+    try:
+        return images[start:end]
+    except OSError as error:
+        raise UserError(
+            f"{images.file.filename}: photo {start} cannot be read ({error}); make the file again"
+        ) from error
 
 
 def is_whole(path, num_photos):

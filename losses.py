@@ -59,7 +59,8 @@ class CaptionLoss(nn.Module):
         if self.training:
             self.baseline.lerp_(caption_log_probs.mean(), 1 - self.baseline_momentum)
         location_log_probs = sum_per_caption(decoded.location_log_probs, decoded)  # (N,), log p(s | a)
-        entropy = torch.special.entr(decoded.alphas.float()).sum(dim=(1, 2))  # (N,), 0 after a caption's end
+        alphas = decoded.alphas.float().clamp_min(1e-20)  # the gradient of entropy is infinite at 0
+        entropy = torch.special.entr(alphas).sum(dim=(1, 2))  # (N,), 0 after a caption's end
         gain = self.reinforce_weight * advantage * location_log_probs + self.entropy_weight * entropy  # (N,)
         return -gain.sum() / len(word_log_probs)  # a mean over words, as the cross entropy is
 

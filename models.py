@@ -233,7 +233,7 @@ class DecoderWithAttention(CaptionDecoder):
         if features.shape[1] * features.shape[2] > size * size:
             features = resize_grid(features, size)
         keys = resize_grid(self.attention.encoder_att(features), size).flatten(1, 2)  # (N, P, attention_dim)
-        self.cell_map = map_cells(features, size)  # (P, Q)
+        self.cell_map = map_cells(features, size)  # (P, Q), of this grid: all photos decoded at a time share it
         features = features.flatten(1, 2)  # (N, Q, encoder_dim)
         mean = self.cell_map.mean(dim=0) @ features  # (N, encoder_dim)
         hidden = self.state_dropout(self.init_h(mean)).unflatten(1, (self.layers, -1))  # (N, layers, decoder_dim)

@@ -57,7 +57,8 @@ class _Use(Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
-        ctx.uses.append((gradient, x))
+        if ctx.needs_input_grad[3]:  # the weights' gradient is wanted too
+            ctx.uses.append((gradient, x))
         return (gradient @ weight).to(ctx.dtype), None, None, gradient.new_zeros((), dtype=torch.float32), None
 
 

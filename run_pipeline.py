@@ -14,9 +14,9 @@ from pathlib import Path
 from utils import load_json, run_script
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
-DEMO = (
-    "--encoder shufflenet_v2_x0_5 --encoder_weights none --fine_tune_encoder --image_major --batch_size 16 --epochs 8"
-)
+DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3 --decoder_lr 2e-3
+    --encoded_image_size 8 --embed_dim 128 --decoder_dim 256 --attention_dim 128 --dropout 0.1
+    --doubly_stochastic_weight 0 --image_major --batch_size 16 --epochs 8 --schedule cosine --val_beam_size 1"""
 
 
 @dataclass

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
 import tyro
@@ -25,13 +26,18 @@ def run_script(main, config_class, args=None):
     :param main: function of one argument, an instance of `config_class`
     :param config_class: the script's dataclass; its comments become the help text
     :param args: list of command line words, default the process's own
-    Exits with 2 and one line on the error stream after a UserError; any other exception keeps its traceback.
+    Exits with 2 and one line on the error stream after a UserError, with 130 after Ctrl-C; any other exception keeps
+    its traceback.
     """
     try:
         main(parse_args(config_class, args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
+        print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse_args(config_class, args=None):
@@ -43,8 +49,9 @@ def parse_args(config_class, args=None):
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        words = re.sub(r"[^\x20-\x7e]+", " ", complaint.getvalue())  # without the box that is drawn around it
-        raise UserError(re.sub(r"\s+", " ", words).strip()) from None
+        lines = re.findall(r"^│ (.*) │$", complaint.getvalue(), flags=re.MULTILINE)  # tyro draws a box
+        words = " ".join(line for line in lines if not set(line) <= {" ", "─"})
+        raise UserError(" ".join(words.split())) from None
 
 
 @contextlib.contextmanager
@@ -68,6 +75,22 @@ def atomic_path(path):
         raise UserError(f"{path}: could not be written ({reason}); what was there before is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_hdf5(path):
+    """Give an open h5py.File; where the disk is full it raises OSError with the system's word for it, as files do."""
+    file = h5py.File(path, "w")
+    try:
+        try:
+            yield file
+        finally:
+            file.close()  # raises RuntimeError if what is left cannot be written
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def save_json(content, path):

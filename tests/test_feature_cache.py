@@ -214,7 +214,6 @@ def test_a_missing_image_file_is_named(tmp_path, encoder):
         cache_features(encoder, tmp_path / "TRAIN_IMAGES_x.hdf5", "cpu")
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="photos are read outside of what turns errors into lines")
 def test_a_photo_that_cannot_be_read_is_one_clear_line(make_files, encoder):
     made = make_files(photos=4, side=64)
     with h5py.File(made.paths.images, "w") as file:

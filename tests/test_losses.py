@@ -106,7 +106,6 @@ def test_a_batch_is_not_judged_by_a_baseline_that_it_is_part_of():
     torch.testing.assert_close(training(decoded)[0], evaluation(decoded)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="entr has an infinite gradient at 0, and softmax makes it nan")
 def test_the_gradient_stays_finite_where_attention_is_certain(tiny_decoder):
     torch.manual_seed(0)
     decoder = tiny_decoder(DecoderWithHardAttention)

@@ -10,10 +10,11 @@ import pytest
 from shapes import create_shapes
 
 ROOT = Path(__file__).parents[1]
-TINY = (
-    "--encoder shufflenet_v2_x0_5 --encoder_weights none --fine_tune_encoder --image_major --batch_size 4 "
-    "--encoded_image_size 4 --embed_dim 16 --decoder_dim 16 --attention_dim 16 --device cpu"
-).split()
+TINY = [
+    "--encoder", "shufflenet_v2_x0_5", "--encoder_weights", "none", "--fine_tune_encoder", "--image_major",
+    "--batch_size", "4", "--encoded_image_size", "4", "--embed_dim", "16", "--decoder_dim", "16",
+    "--attention_dim", "16", "--device", "cpu",
+]  # fmt: skip
 
 
 def run(folder, script, *arguments, code=0):
