@@ -1,0 +1,143 @@
+"""
+Look at captions in a browser: `python view_captions.py` writes one HTML page with photos, captions, references, scores
+and where the model looked for each word. With several checkpoints the page shows them side by side.
+
+The page needs no network and no server: open it, keep it, send it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+import metrics
+from datasets import CaptionDataset, open_hdf5
+from inference import load_captioner
+from pages import Caption, Photo, check_page_path, write_page
+from utils import UserError, choose_device, run_script
+
+
+@dataclass
+class Config:
+    checkpoints: tuple[str, ...] = ()  # of train.py, one or several to compare; default the newest runs/*/best.pth
+    split: str = "VAL"  # TRAIN, VAL or TEST
+    num_photos: int = 200  # spread evenly over the split; more than it has shows all of it
+    beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
+    max_length: int = 50  # longest caption, in words
+    output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
+    title: str | None = None  # the page's heading; default says how many photos of which split
+    photo_size: int = 256  # longer side of the photos on the page, in pixels
+    scores: bool = True  # score each photo's captions; METEOR needs about 1 GB of memory
+    data_folder: str | None = None  # of the data to look at; default the data of the first checkpoint's training
+    data_name: str | None = None  # what its files' names share; default that of the first checkpoint's training
+    batch_size: int = 32  # photos that are searched at once
+    workers: int = 0  # processes that read batches ahead; 0 reads in this process
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+
+
+def main(config):
+    check(config)
+    split = config.split.upper()
+    output = Path(config.output or f"outputs/captions_{split}.html")
+    check_page_path(output)
+
+    device = choose_device(config.device)
+    dataset, captions, notes = None, {}, []
+    names = model_names(config.checkpoints)
+    for i, checkpoint_path in enumerate(config.checkpoints or (None,)):
+        captioner, checkpoint, path = load_captioner(checkpoint_path, device)
+        name = names[i] if names else path.parent.name
+        if dataset is None:  # one set of photos for all models, that of the first
+            folder = config.data_folder or checkpoint["config"]["data_folder"]
+            dataset = CaptionDataset(
+                folder, config.data_name or checkpoint["config"]["data_name"], split, image_major=True
+            )
+            chosen = spread(len(dataset), config.num_photos)
+        captions[name] = caption_photos(captioner, name, dataset, chosen, config)
+        notes.append(describe(name, path, checkpoint))
+
+    references = [dataset.references[photo]["captions"] for photo in chosen]
+    if config.scores:
+        score_captions(captions, references)
+        notes.append("Scores are each photo's own; CIDEr weighs words by how many of these photos mention them.")
+    title = config.title or f"{len(chosen)} of {len(dataset)} photos of {split}, beam {config.beam_size}"
+    write_page(output, collect(dataset, chosen, captions, references), title, notes, config.photo_size)
+    print(f"{len(chosen)} photos, {output.stat().st_size / 1e6:.1f} MB: {output}")
+
+
+def check(config):
+    """:raises UserError: if a setting makes no sense"""
+    if config.split.upper() not in ("TRAIN", "VAL", "TEST"):
+        raise UserError(f"split: '{config.split}' found, TRAIN, VAL or TEST expected")
+    for name in ("num_photos", "beam_size", "max_length", "batch_size", "photo_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
+
+
+def model_names(paths):
+    """
+    Name models after their runs: `runs/soft/best.pth` is 'soft', as long as no other is.
+
+    :param paths: checkpoints
+    :return: list of names, all different: the folder, 'folder/file', or the whole path
+    :raises UserError: if a checkpoint is named twice
+    """
+    paths = [Path(path).resolve() for path in paths]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"checkpoints: {path} is named twice; name each once")
+    choices = ([p.parent.name for p in paths], [f"{p.parent.name}/{p.stem}" for p in paths], [str(p) for p in paths])
+    return next(names for names in choices if len(set(names)) == len(names))
+
+
+def describe(name, path, checkpoint):
+    """:return: a line for the page that says which model this is"""
+    settings, progress = checkpoint["config"], checkpoint.get("progress", {})
+    epochs = f", {progress['epoch']} epochs" if "epoch" in progress else ""
+    return f"{name}: {settings['decoder']} decoder on {settings['encoder']}{epochs} ({path})"
+
+
+def spread(total, count):
+    """:return: list of `count` places from 0 to `total` - 1 at even distances, or all of them if they are no more"""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def caption_photos(captioner, name, dataset, chosen, config):
+    """:return: list of `Caption`, with attention, one for each of the chosen photos"""
+    loader = DataLoader(
+        Subset(dataset, chosen), config.batch_size, collate_fn=dataset.collate, num_workers=config.workers
+    )
+    captions = []
+    for batch in tqdm(loader, desc=name, unit="batch", leave=False):
+        found = captioner.search(batch.images, config.beam_size, config.max_length, keep_alphas=True)
+        for best, *_ in found:
+            captions.append(Caption(name, captioner.sentence(best), best.alphas, best.log_prob))
+    return captions
+
+
+def score_captions(captions, references):
+    """
+    Give every caption its scores.
+
+    :param captions: dict of model -> list of `Caption`, whose `scores` are set
+    :param references: per photo a list of captions, each a list of words
+    """
+    for column in captions.values():
+        rows = metrics.per_photo_scores(references, [caption.words for caption in column])
+        for caption, scores in zip(column, rows, strict=True):
+            caption.scores = scores
+
+
+def collect(dataset, chosen, captions, references):
+    """Yield a `Photo` at a time, its pixels read when it is its turn."""
+    with open_hdf5(dataset.image_file, "images") as file:
+        for i, photo in enumerate(chosen):
+            image = file["images"][photo].transpose(1, 2, 0)  # (H, W, 3)
+            written = [column[i] for column in captions.values()]
+            yield Photo(str(dataset.references[photo]["file_name"]), image, written, references[i])
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
