@@ -173,7 +173,7 @@ class Attention(nn.Module):
         self.encoder_att = nn.Linear(encoder_dim, attention_dim)
         self.decoder_att = nn.Linear(decoder_dim, attention_dim)
         self.full_att = nn.Linear(attention_dim, 1)
-        self.nonlinearity = {"relu": torch.relu, "tanh": torch.tanh}[nonlinearity]
+        self.nonlinearity = {"relu": torch.relu_, "tanh": torch.tanh_}[nonlinearity]  # in place: half the memory
 
     def forward(self, keys, hidden):
         """

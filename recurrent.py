@@ -1,14 +1,14 @@
 """
 One weight gradient for a whole recurrence.
 
-A linear layer that is used at every timestep gets, from plain autograd, a gradient at every timestep: each is as large
-as its weights, comes from a handful of rows, and has to be added to the others. The rows of all timesteps stacked give
-the same sum by one matrix product, three to four times as fast. Within
+A layer that is used at every timestep gets, from plain autograd, a gradient at every timestep: each is as large as its
+weights, comes from a handful of rows, and has to be added to the others. The rows of all timesteps stacked give the
+same sum at once, three to four times as fast. Within
 
     with gather_weight_gradients():
         for t in ...:
 
-that is what happens to every `nn.Linear`; the code inside needs no change.
+that is what happens to every `nn.Linear` and `nn.Embedding`; the code inside needs no change.
 """
 
 import torch
@@ -18,23 +18,33 @@ from torch.overrides import TorchFunctionMode
 
 
 class gather_weight_gradients(TorchFunctionMode):  # noqa: N801  used like a function
-    """Context in which linear layers on (N, input) rows gather what their weight gradient needs."""
+    """Context in which layers on (N, input) rows, or on N ids, gather what their weight gradient needs."""
 
     def __init__(self):
         super().__init__()
         self.layers = {}  # of a weight: what all its uses share
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.linear and torch.is_grad_enabled():
-            x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
-            if x.ndim == 2 and weight.requires_grad and bias is not None:
-                if id(weight) not in self.layers:
-                    uses = []
-                    low = weight.detach().to(matmul_dtype(x)), bias.detach().to(matmul_dtype(x))
-                    self.layers[id(weight)] = uses, low, _Sum.apply(weight, bias, uses)
-                uses, low, token = self.layers[id(weight)]
-                return _Use.apply(x, *low, token, uses)
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if torch.is_grad_enabled():
+            if function is F.linear and len(args) == 3 and args[0].ndim == 2 and args[1].requires_grad:
+                x, weight, bias = args
+                low, token, uses = self.shared(weight, matmul_dtype(x), bias)
+                return _Linear.apply(x, *low, token, uses)
+            if function is F.embedding and kwargs.get("max_norm", (*args, None, None)[3]) is None:
+                words, weight = args[:2]
+                if words.ndim == 1 and weight.requires_grad:
+                    low, token, uses = self.shared(weight, weight.dtype)
+                    return _Embedding.apply(words, *low, token, uses)
+        return function(*args, **kwargs)
+
+    def shared(self, weight, dtype, bias=None):
+        """:return: the layer's tensors in `dtype` without their history, its token, and the list of its uses"""
+        if id(weight) not in self.layers:
+            tensors = (weight,) if bias is None else (weight, bias)
+            uses = []
+            self.layers[id(weight)] = [t.detach().to(dtype) for t in tensors], _Sum.apply(uses, *tensors), uses
+        return self.layers[id(weight)]
 
 
 def matmul_dtype(x):
@@ -43,8 +53,8 @@ def matmul_dtype(x):
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-class _Use(Function):
-    """The layer at one timestep. Backward passes the gradient on to its input and notes the rest in `uses`."""
+class _Linear(Function):
+    """A linear layer at one timestep. Backward passes the gradient on to its input and notes its rows in `uses`."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, token, uses):
@@ -57,21 +67,43 @@ class _Use(Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.to(weight.dtype)
-        if ctx.needs_input_grad[3]:  # the weights' gradient is wanted too
-            ctx.uses.append((gradient, x))
-        return (gradient @ weight).to(ctx.dtype), None, None, gradient.new_zeros((), dtype=torch.float32), None
+        return (gradient @ weight).to(ctx.dtype), None, None, note(ctx.uses, gradient, x), None
+
+
+class _Embedding(Function):
+    """The rows of an embedding at one timestep."""
+
+    @staticmethod
+    def forward(ctx, words, weight, token, uses):
+        ctx.uses = uses
+        ctx.save_for_backward(words)
+        return F.embedding(words, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, None, note(ctx.uses, gradient, *ctx.saved_tensors), None
+
+
+def note(uses, gradient, inputs):
+    """Keep the rows for the sum of this backward pass; :return: a gradient for the token, which is there to wait for"""
+    uses.append((torch._C._current_graph_task_id(), gradient, inputs))
+    return torch.zeros((), device=gradient.device)
 
 
 class _Sum(Function):
     """The layer's weights. Every use depends on the token, so backward comes here after all of them."""
 
     @staticmethod
-    def forward(ctx, weight, bias, uses):
-        ctx.uses = uses
-        return weight.new_zeros(())
+    def forward(ctx, uses, weight, bias=None):
+        ctx.uses, ctx.shape, ctx.has_bias = uses, weight.shape, bias is not None
+        return torch.zeros((), device=weight.device)
 
     @staticmethod
     def backward(ctx, _):
-        gradients, inputs = (torch.cat(rows) for rows in zip(*ctx.uses, strict=True))  # (M, output), (M, input)
+        this_pass = torch._C._current_graph_task_id()  # an earlier one may have asked for other gradients only
+        rows = [(gradient, inputs) for task, gradient, inputs in ctx.uses if task == this_pass]
         ctx.uses.clear()
-        return (gradients.T @ inputs).float(), gradients.float().sum(dim=0), None
+        gradients, inputs = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
+            return None, gradients.new_zeros(ctx.shape).index_add_(0, inputs, gradients)
+        return None, (gradients.T @ inputs).float(), gradients.float().sum(dim=0)  # of rows (M, output), (M, input)

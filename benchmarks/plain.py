@@ -104,3 +104,13 @@ def plain_encode(encoder, images):
     """:return: features (N, 14, 14, encoder_dim) of uint8 images, the memory in PyTorch's usual order"""
     images = ((images.float() / 255 - encoder.mean) / encoder.std).contiguous()
     return resize_grid(encoder.backbone(images).permute(0, 2, 3, 1), 14)
+
+
+@torch.no_grad()
+def settle(encoder, images):
+    """Give a random network's batch normalisation the statistics of these photos, so that features stay moderate."""
+    for layer in encoder.backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # a plain mean
+    encoder.backbone.train()((images.float() / 255 - encoder.mean) / encoder.std)
+    encoder.eval()

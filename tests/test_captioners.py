@@ -394,7 +394,7 @@ def test_each_setting_reaches_its_decoder():
     assert (decoder.dropout.p, decoder.embedding_dropout.p, decoder.state_dropout.p) == (0.0, 0.1, 0.2)
     assert (decoder.expected_share, decoder.inference, decoder.encoded_image_size) == (0.25, "sample", 3)
     assert len(decoder.decode_step) == 2 and decoder.f_beta is None and decoder.deep_output
-    assert decoder.attention.nonlinearity is torch.tanh and decoder.fc.weight is decoder.embedding.weight
+    assert decoder.attention.nonlinearity is torch.tanh_ and decoder.fc.weight is decoder.embedding.weight
 
 
 def test_an_unknown_decoder_is_refused_with_the_names_there_are():
