@@ -51,7 +51,7 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
         with atomic_path(path) as temporary, new_hdf5(temporary) as out:
             features = out.create_dataset("features", shape, dtype="float16")
             out.attrs["key"] = key
-            with tqdm(total=len(images), unit="photo", desc="features") as bar:
+            with tqdm(total=len(images), unit="photo", desc="features", disable=None) as bar:
                 for i in range(0, len(images), batch_size):
                     batch = torch.from_numpy(read_images(images, i, i + batch_size)).to(device)
                     with autocast or torch.no_grad():
