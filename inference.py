@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from captioners import build_decoder
-from decoding import Rules, beam_search
+from decoding import Rules, beam_search, sample
 from encoders import Encoder
 from utils import UserError, load_checkpoint
 
@@ -31,34 +31,58 @@ class Captioner:
         """
         :param images: (N, 3, 256, 256) photos or (N, height, width, native_dim) cached features
         :param max_length: longest caption, in words
-        :param beam_size, options: see `decoding.beam_search`
+        :param beam_size, options: see `decoding.beam_search`, and what `rules` takes
         :return: list of N lists of `decoding.Hypothesis`
         """
-        features = self.encoder.features(images.to(self.device))
+        rules, options = self.rules(max_length, options)
+        return beam_search(self.decoder, self.encoder.features(images.to(self.device)), rules, beam_size, **options)
+
+    @torch.no_grad()
+    def sample(self, images, max_length=50, **options):
+        """
+        :param images, max_length: as for `search`
+        :param options: see `decoding.sample` (top_k, top_p, generator, keep_alphas), and what `rules` takes
+        :return: list of N `decoding.Hypothesis`
+        """
+        rules, options = self.rules(max_length, options)
+        return sample(self.decoder, self.encoder.features(images.to(self.device)), rules, **options)
+
+    def rules(self, max_length, options):
+        """
+        :param max_length: longest caption, in words
+        :param options: dict; of it the rules take never_unk (whether `<unk>` may not be written), min_length,
+            no_repeat_ngram and temperature (see `decoding.Rules`)
+        :return: `Rules`, and a dict of the options that are left
+        """
+        names = ("never_unk", "min_length", "no_repeat_ngram", "temperature")
+        chosen = {name: options[name] for name in names if name in options}
+        forbidden = ["<pad>", "<start>"] + ["<unk>"] * chosen.pop("never_unk", False)
         rules = Rules(
             start=self.word_map["<start>"],
             end=self.word_map["<end>"],
-            max_length=max_length + 1,  # with <end>
-            forbidden=(self.word_map["<pad>"], self.word_map["<start>"]),
+            max_length=max_length,  # one that has so many words without its <end> is cut off
+            forbidden=tuple(self.word_map[word] for word in forbidden),
+            **chosen,
         )
-        return beam_search(self.decoder, features, rules, beam_size, **options)
+        return rules, {name: value for name, value in options.items() if name not in names}
 
     def sentence(self, hypothesis):
         """:return: list of words"""
         return [self.words[index] for index in hypothesis.words]
 
-    def caption_split(self, loader, beam_size, max_length=50, resident=None):
+    def caption_split(self, loader, beam_size, max_length=50, resident=None, **options):
         """
         Caption each photo of a split, once.
 
         :param loader: DataLoader over an image-major `CaptionDataset` of the split
         :param resident: features of all its photos that are on the GPU already, or None
+        :param options: as for `search`
         :return: hypotheses (list of captions, each a list of words), references (list of lists of captions)
         """
         hypotheses, references = [], []
         self.encoder.eval(), self.decoder.eval()
         for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=None):
-            found = self.search(batch.to(self.device, resident).images, beam_size, max_length)
+            found = self.search(batch.to(self.device, resident).images, beam_size, max_length, **options)
             hypotheses += [self.sentence(best) for best, *_ in found]
             references += batch.references
         return hypotheses, references
