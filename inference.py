@@ -4,14 +4,17 @@ A trained model with its words: what train.py's validation, eval.py and caption.
 It joins an encoder, a decoder and a word map, and turns photos into sentences.
 """
 
+import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioners import build_decoder
 from decoding import Rules, beam_search, sample
 from encoders import Encoder
+from ensemble import Encoders, Ensemble
 from utils import UserError, load_checkpoint
 
 
@@ -87,13 +90,72 @@ class Captioner:
             references += batch.references
         return hypotheses, references
 
+    @torch.no_grad()
+    def teacher_forced(self, loader, resident=None):
+        """
+        Walk through the captions of a split as training does: at each step the true words before it are known.
 
-def load_captioner(path, device="cpu"):
+        :param loader, resident: as for `caption_split`
+        :return: yields for each batch, of its M words with <end>, the decoder's outputs (M, output_dim), of which
+            `decoder.scores` makes scores, and the words (M,)
+        """
+        self.encoder.eval(), self.decoder.eval()
+        for batch in tqdm(loader, desc="teacher forcing", leave=False, disable=None):
+            batch = batch.to(self.device, resident)
+            state = self.decoder.init_state(self.encoder.features(batch.images))
+            state = tuple(part[batch.image_rows.to(self.device)] for part in state)
+            lengths = batch.lengths.to(self.device)  # (N,)
+            outputs, targets = [], []
+            for t in range(batch.captions.shape[1] - 1):
+                runs = lengths > t + 1  # (N,), the captions that have a word to predict
+                output, _, state = self.decoder.step(batch.captions[:, t], state)
+                outputs.append(output[runs])  # (n, output_dim)
+                targets.append(batch.captions[runs, t + 1])  # (n,)
+            yield torch.cat(outputs), torch.cat(targets)
+
+    def perplexity(self, loader, resident=None):
+        """
+        :param loader, resident: as for `caption_split`
+        :return: exp of the mean cross entropy of the words of all captions, <end> included, under teacher forcing
+        """
+        total, words = 0.0, 0
+        for outputs, targets in self.teacher_forced(loader, resident):
+            total += F.cross_entropy(self.decoder.scores(outputs).float(), targets, reduction="sum").item()
+            words += len(targets)
+        return math.exp(total / words)
+
+
+def load_captioner(path=None, device="cpu"):
     """
-    :param path: a checkpoint of train.py; None for the newest runs/*/best.pth
-    :return: a `Captioner` in eval mode, the checkpoint, and its path
+    :param path: a checkpoint of train.py, or a list of several that caption together (see ensemble.py); None or an
+        empty list for the newest runs/*/best.pth
+    :return: a `Captioner` in eval mode, the checkpoint, and its path; of several, the first's
+    :raises UserError: if a file is no checkpoint, or several do not have the same words and photos of the same size
     """
-    path = Path(path or newest_checkpoint())
+    paths = [Path(one) for one in (path if isinstance(path, list | tuple) else [path or newest_checkpoint()])]
+    paths = paths or [newest_checkpoint()]
+    captioners, checkpoints = zip(*(load_model(one, device) for one in paths), strict=True)
+    first, checkpoint = captioners[0], checkpoints[0]
+    if len(paths) == 1:
+        return first, checkpoint, paths[0]
+    for other, other_path in zip(checkpoints[1:], paths[1:], strict=True):
+        if other["word_map"] != checkpoint["word_map"]:
+            raise UserError(
+                f"{other_path}: its word map differs from that of {paths[0]}; models can only caption together if they "
+                "were trained on files of one run of create_input_files.py"
+            )
+        if other["image_size"] != checkpoint["image_size"]:
+            raise UserError(
+                f"{other_path}: photos of {other['image_size']} px found, {checkpoint['image_size']} px expected as in "
+                f"{paths[0]}; models can only caption together if they see photos of the same size"
+            )
+    encoders = Encoders([captioner.encoder for captioner in captioners])
+    decoders = Ensemble([captioner.decoder for captioner in captioners])
+    return Captioner(encoders.eval(), decoders.eval(), first.word_map), checkpoint, paths[0]
+
+
+def load_model(path, device):
+    """:return: the `Captioner` of one checkpoint, in eval mode, and the checkpoint"""
     checkpoint = load_checkpoint(path)
     config = checkpoint["config"]
     encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config["encoder_dim"])
@@ -103,8 +165,7 @@ def load_captioner(path, device="cpu"):
         decoder.load_state_dict(checkpoint["decoder"])
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit the model that its config names ({error})") from error
-    captioner = Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"])
-    return captioner, checkpoint, path
+    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"]), checkpoint
 
 
 def newest_checkpoint(folder="runs"):

@@ -1,10 +1,22 @@
 """A captioner turns photos into sentences, under the rules that it is given."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import WORD_MAP
 
-from inference import Captioner
+from captioners import AdaptiveAttention, ShowAndTell, build_decoder
+from datasets import Batch
+from decoding import Rules, beam_search
+from encoders import Encoder
+from ensemble import Ensemble
+from inference import Captioner, load_captioner
+from models import DecoderWithHardAttention
+from utils import UserError
+
+RULES = Rules(start=8, end=9, max_length=7)
 
 
 class Grids(torch.nn.Module):
@@ -95,3 +107,126 @@ def test_sampling_one_word_is_greedy_a_low_temperature_comes_close_and_a_seed_re
 def test_an_option_that_nobody_has_is_refused(make_captioner, images):
     with pytest.raises(TypeError, match="beams"):
         make_captioner().search(images, beams=3)
+
+
+@pytest.fixture
+def batch():
+    """Three photos with two captions each, of different lengths."""
+    captions = torch.tensor(
+        [[8, 1, 2, 9, 0], [8, 3, 9, 0, 0], [8, 4, 5, 6, 9], [8, 2, 9, 0, 0], [8, 1, 1, 9, 0], [8, 9, 0, 0, 0]]
+    )
+    lengths = torch.tensor([4, 3, 5, 3, 4, 2])
+    images = torch.randn(3, 2, 2, 6, generator=torch.Generator().manual_seed(2))
+    return Batch(images, captions, lengths, torch.arange(3).repeat_interleave(2), torch.arange(3), None)
+
+
+def test_perplexity_is_that_of_the_decoders_own_teacher_forcing_over_all_batches(make_captioner, batch):
+    captioner = make_captioner()
+    decoded = captioner.decoder(batch.images, batch.captions, batch.lengths, batch.image_rows)
+    expected = math.exp(F.cross_entropy(decoded.scores, decoded.targets).item())
+    first = batch._replace(
+        images=batch.images[:1], captions=batch.captions[:2], lengths=batch.lengths[:2], image_rows=torch.tensor([0, 0])
+    )
+    rest = batch._replace(
+        images=batch.images[1:], captions=batch.captions[2:], lengths=batch.lengths[2:],
+        image_rows=batch.image_rows[2:] - 1,
+    )  # fmt: skip
+    assert captioner.perplexity([batch]) == pytest.approx(expected, rel=1e-5)
+    assert captioner.perplexity([first, rest]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def members(tiny_decoder):
+    """Decoders of four kinds, one with another number of layers."""
+    return [
+        tiny_decoder(layers=2).eval(),
+        tiny_decoder(DecoderWithHardAttention, seed=1).eval(),
+        tiny_decoder(AdaptiveAttention, seed=2, decoder_dim=8).eval(),
+        tiny_decoder(seed=3).eval(),
+    ]
+
+
+def test_an_ensemble_of_one_and_one_of_twins_write_what_the_model_writes(members, images):
+    for decoder in members:
+        [alone] = zip(*beam_search(decoder, images, RULES, 3, keep_alphas=True), strict=True)
+        for copies in (1, 2):
+            together = beam_search(Ensemble([decoder] * copies), (images,) * copies, RULES, 3, keep_alphas=True)
+            for one, [both] in zip(alone, together, strict=True):
+                assert both.words == one.words and both.log_prob == pytest.approx(one.log_prob, abs=1e-4)
+                torch.testing.assert_close(both.alphas, one.alphas)
+
+
+def test_an_ensemble_averages_probabilities_step_by_step(members, images):
+    ensemble = Ensemble(members)
+    state, states = ensemble.init_state((images,) * 4), [decoder.init_state(images) for decoder in members]
+    for word in (8, 1, 5):
+        words = torch.full((4,), word)
+        output, alpha, state = ensemble.step(words, state)
+        probabilities, alphas = [], []
+        for i, decoder in enumerate(members):
+            own, own_alpha, states[i] = decoder.step(words, states[i])
+            probabilities.append(decoder.scores(own).softmax(dim=1))
+            alphas.append(own_alpha)
+        torch.testing.assert_close(ensemble.scores(output).exp(), sum(probabilities) / 4)
+        torch.testing.assert_close(alpha, sum(alphas) / 4)
+
+
+def test_an_ensemble_searches_many_photos_as_it_searches_one(members, images):
+    ensemble = Ensemble(members)
+    batched = beam_search(ensemble, (images,) * 4, RULES, 3)
+    for i, [best] in enumerate(batched):
+        [[single]] = beam_search(ensemble, (images[i : i + 1],) * 4, RULES, 3)
+        assert single.words == best.words and single.log_prob == pytest.approx(best.log_prob, abs=1e-4)
+
+
+def test_an_ensemble_shows_no_attention_where_its_models_have_none_or_other_grids(tiny_decoder, members, images):
+    for other in (tiny_decoder(encoded_image_size=2), ShowAndTell(11, 6, embed_dim=7, decoder_dim=7)):
+        [[best], *_] = beam_search(Ensemble([members[0], other.eval()]), (images,) * 2, RULES, keep_alphas=True)
+        assert best.alphas is None
+
+
+def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None):
+    """Write the checkpoint of a model with random weights, or with those of `backbone`."""
+    config = {
+        "encoder": "shufflenet_v2_x0_5", "encoded_image_size": 2, "encoder_dim": 6, "decoder": "soft", "embed_dim": 8,
+        "decoder_dim": 8, "attention_dim": 8,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    encoder, decoder = Encoder(config["encoder"], "none", 2, 6), build_decoder(config, len(word_map), 6)
+    if backbone:
+        encoder.backbone.load_state_dict(backbone.state_dict())
+    checkpoint = {
+        "config": config, "word_map": word_map, "image_size": image_size, "encoder": encoder.state_dict(),
+        "decoder": decoder.state_dict(),
+    }  # fmt: skip
+    torch.save(checkpoint, path)
+    return encoder
+
+
+def test_several_checkpoints_caption_together_and_their_caches_only_if_they_see_alike(tmp_path):
+    first = save_model(tmp_path / "a.pth", 1)
+    save_model(tmp_path / "b.pth", 2)
+    save_model(tmp_path / "c.pth", 3, backbone=first.backbone)
+    photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for other, shared in (("b.pth", False), ("c.pth", True)):
+        paths = [tmp_path / "a.pth", tmp_path / other]
+        captioner, _, path = load_captioner(paths)
+        assert path == paths[0] and captioner.encoder.frozen == shared
+        alone = [load_captioner(path)[0] for path in paths]
+        features = tuple(one.encoder.features(photos) for one in alone)
+        expected = beam_search(Ensemble([one.decoder for one in alone]), features, captioner.rules(5, {})[0], 2)
+        found = captioner.search(photos, 2, max_length=5)
+        assert [best.words for [best] in found] == [best.words for [best] in expected]
+        assert found[0][0].log_prob == pytest.approx(expected[0][0].log_prob, abs=1e-3)
+    one, _, _ = load_captioner([tmp_path / "a.pth"])
+    assert isinstance(one.encoder, Encoder)
+
+
+def test_models_that_cannot_caption_together_are_refused(tmp_path):
+    save_model(tmp_path / "a.pth", 1)
+    save_model(tmp_path / "words.pth", 2, word_map={**WORD_MAP, "bird": 10})
+    save_model(tmp_path / "size.pth", 3, image_size=32)
+    with pytest.raises(UserError, match="words.pth: its word map differs"):
+        load_captioner([tmp_path / "a.pth", tmp_path / "words.pth"])
+    with pytest.raises(UserError, match="size.pth: photos of 32 px found, 64 px expected"):
+        load_captioner([tmp_path / "a.pth", tmp_path / "size.pth"])
