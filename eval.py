@@ -1,28 +1,42 @@
 """
 Score a trained model: `python eval.py` prints a table of BLEU, METEOR, ROUGE-L and CIDEr for each beam size.
 
-Without arguments it takes the newest best checkpoint of runs/ and the data it was trained with. Beside the table it
-writes scores.json and, for each beam size, the captions in the COCO challenge's results format.
+Without arguments it takes the newest best checkpoint of runs/ and the data it was trained with. Several checkpoints
+are scored as one model, an ensemble. The files that it writes are listed in `main`.
 """
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
 import metrics
+from calibration import collect, fit_temperature, measure
+from figures import reliability_diagram, save_figure
 from inference import load_captioner
 from loaders import build_loader
-from utils import UserError, choose_device, run_script, save_json
+from utils import UserError, atomic_path, choose_device, load_json, run_script, save_json
+
+PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
 @dataclass
 class Config:
-    checkpoint: str | None = None  # of train.py; default the newest runs/*/best.pth
+    checkpoint: tuple[str, ...] = ()  # of train.py, several for an ensemble; default the newest runs/*/best.pth
     split: tuple[str, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
     beam_sizes: tuple[int, ...] = (1, 3, 5)  # a row of the table each; 1 is greedy choice
+    normalisation: str = "none"  # how finished captions are ranked: none, length (mean over words) or reward
+    reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
+    temperature: float = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
+    min_length: int = 0  # shortest caption, in words
     max_length: int = 50  # longest caption, in words
+    no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
+    no_unk: bool = False  # never write <unk>
+    calibrate: bool = False  # find the softmax temperature that fits VAL best, and show how far confidence is right
     data_folder: str | None = None  # of the data to score on; default the data of the training
     data_name: str | None = None  # what its files' names share; default that of the training
-    output_folder: str | None = None  # for scores.json and the captions; default the checkpoint's folder
+    output_folder: str | None = None  # for all that is written; default the (first) checkpoint's folder
     batch_size: int = 32  # photos that are searched at once
     workers: int = 0  # processes that read batches ahead; 0 reads in this process
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
@@ -30,41 +44,141 @@ class Config:
 
 
 def main(config):
-    if min(config.beam_sizes, default=0) < 1:
-        raise UserError(f"beam_sizes: {config.beam_sizes} found, whole numbers from 1 expected")
+    check(config)
     captioner, checkpoint, path = load_captioner(config.checkpoint, choose_device(config.device))
-    data_folder = config.data_folder or checkpoint["config"]["data_folder"]
+    data_folder = Path(config.data_folder or checkpoint["config"]["data_folder"])
     data_name = config.data_name or checkpoint["config"]["data_name"]
     output_folder = Path(config.output_folder or path.parent)
-    print(f"{path}: {checkpoint['config']['decoder']} decoder, {checkpoint['progress']['epoch']} epochs")
+    if len(config.checkpoint) > 1:
+        print(f"ensemble of {', '.join(config.checkpoint)}")
+    else:
+        print(f"{path}: {checkpoint['config']['decoder']} decoder, {checkpoint['progress']['epoch']} epochs")
 
-    scores = {}
-    for split in config.split or default_split(data_folder, data_name):
+    def open_split(split):
+        """:return: loader, and the split's features if they are on the GPU"""
+        return build_loader(
+            data_folder, data_name, split, captioner.encoder, captioner.device, batch_size=config.batch_size,
+            cached=config.cache_features and captioner.encoder.frozen, workers=config.workers,
+        )  # fmt: skip
+
+    known = training_captions(data_folder / f"TRAIN_REFERENCES_{data_name}.json")
+    scores, statistics = {}, {}
+    for split in [name.upper() for name in config.split] or default_split(data_folder, data_name):
+        loader, resident = open_split(split)
+        scores[split], statistics[split] = score_split(captioner, split, loader, resident, known, config, output_folder)
+        print_table(f"{split} ({len(loader.dataset)} photos)", scores[split])
+        print_statistics(statistics[split])
+    save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
+    written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
+    if config.calibrate:
+        statistics["calibration"] = calibrate(captioner, open_split, list(scores), output_folder)
+        written += ", calibration_*.png"
+    save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
+    print(f"Written to {output_folder}: {written}")
+
+
+def check(config):
+    """:raises UserError: if a setting makes no sense"""
+    if min(config.beam_sizes, default=0) < 1:
+        raise UserError(f"beam_sizes: {config.beam_sizes} found, whole numbers from 1 expected")
+    for split in config.split:
         if split.upper() not in ("TRAIN", "VAL", "TEST"):
             raise UserError(f"split: '{split}' found, TRAIN, VAL or TEST expected")
-        cached = config.cache_features and captioner.encoder.frozen
-        loader, resident = build_loader(
-            data_folder, data_name, split.upper(), captioner.encoder, captioner.device, batch_size=config.batch_size,
-            cached=cached, workers=config.workers,
-        )  # fmt: skip
-        scores[split.upper()] = rows = {}
-        for beam_size in config.beam_sizes:
-            hypotheses, references = captioner.caption_split(loader, beam_size, config.max_length, resident)
-            rows[str(beam_size)] = metrics.score(references, hypotheses)
-            results = [
-                {"image_id": photo["image_id"], "caption": " ".join(words)}
-                for photo, words in zip(loader.dataset.references, hypotheses, strict=True)
-            ]
-            save_json(results, output_folder / f"captions_{split.upper()}_beam{beam_size}_results.json")
-        print_table(f"{split.upper()} ({len(loader.dataset)} photos)", rows)
-    save_json(scores, output_folder / "scores.json")
-    print(f"Written to {output_folder}: scores.json, captions_*_results.json")
+    for name in ("max_length", "batch_size"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
+    if config.min_length > config.max_length:
+        raise UserError(f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected")
+    if config.reward and config.normalisation != "reward":
+        raise UserError(f"reward: {config.reward} found with --normalisation {config.normalisation}; it needs 'reward'")
 
 
 def default_split(data_folder, data_name):
     """:return: the split that final scores are taken on: TEST, or VAL where there is none"""
-    has_test = (Path(data_folder) / f"TEST_IMAGES_{data_name}.hdf5").exists()
-    return ("TEST",) if has_test else ("VAL",)
+    has_test = (data_folder / f"TEST_IMAGES_{data_name}.hdf5").exists()
+    return ["TEST"] if has_test else ["VAL"]
+
+
+def training_captions(path):
+    """:return: list of all captions of the training photos, each a list of words; None if there is no such file"""
+    return [caption for photo in load_json(path) for caption in photo["captions"]] if path.exists() else None
+
+
+def score_split(captioner, split, loader, resident, known, config, output_folder):
+    """
+    Caption a split with each beam size, and write the captions, with each photo's own scores for the last beam size.
+
+    :param known: captions of the training set, or None
+    :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
+    """
+    options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
+    options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
+    rows, captions = {}, {}
+    for beam_size in config.beam_sizes:
+        hypotheses, references = captioner.caption_split(loader, beam_size, config.max_length, resident, **options)
+        rows[str(beam_size)], each = score(references, hypotheses)
+        captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or [])
+        if known is None:
+            del captions[str(beam_size)]["in_training_set"]
+        photos = loader.dataset.references
+        results = [
+            {"image_id": photo["image_id"], "caption": " ".join(words)}
+            for photo, words in zip(photos, hypotheses, strict=True)
+        ]
+        save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
+    save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
+    return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
+
+
+def score(references, hypotheses):
+    """
+    Score captions together and one by one, with one start of METEOR's Java for both.
+
+    :return: as `metrics.score`, and as `metrics.per_photo_scores`
+    """
+    metrics.check_captions(references, hypotheses)
+    total = metrics.bleu(references, hypotheses)
+    smoothing = SmoothingFunction().method2  # as in `metrics.per_photo_scores`
+    pairs = zip(references, hypotheses, strict=True)
+    each = {"BLEU-4": [float(sentence_bleu(some, caption, smoothing_function=smoothing)) for some, caption in pairs]}
+    for metric in ("METEOR", "ROUGE-L", "CIDEr"):
+        total[metric], each[metric] = metrics.official_scores(metric, references, hypotheses)
+    return total, [dict(zip(each, row, strict=True)) for row in zip(*each.values(), strict=True)]
+
+
+def save_photo_scores(photos, hypotheses, each, path):
+    """Write a CSV: a row for each photo with its caption and its own scores."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "caption", *PHOTO_METRICS))
+        for photo, words, own in zip(photos, hypotheses, each, strict=True):
+            numbers = (f"{own[metric]:.4f}" for metric in PHOTO_METRICS)
+            table.writerow((photo["file_name"], " ".join(words), *numbers))
+
+
+def calibrate(captioner, open_split, splits, output_folder):
+    """
+    Find the temperature on VAL; measure there and on the other splits what it mends, and draw it.
+
+    :param open_split: function of a split's name to a loader and its resident features
+    :return: dict of the temperature, and for each split of the loss and the expected calibration error
+    """
+    found, scores_of = {}, captioner.decoder.scores
+    for split in dict.fromkeys(["VAL", *splits]):
+        words = collect(captioner, *open_split(split))
+        if split == "VAL":
+            found["temperature"] = fit_temperature(scores_of, *words)
+            print(f"\ncalibration: temperature {found['temperature']:.3f} minimises the loss of VAL")
+        found[split] = {}
+        for when, temperature in (("before", 1.0), ("after", found["temperature"])):
+            r = measure(scores_of, *words, temperature)
+            error = r.expected_calibration_error
+            found[split][when] = {"loss": r.loss, "expected_calibration_error": error}
+            print(f"{split} {when}: loss {r.loss:.4f}, expected calibration error {error:.4f}")
+            title = f"{split}, temperature {temperature:.2f}: expected calibration error {error:.3f}"
+            figure = reliability_diagram(r.confidences, r.accuracies, r.counts, title)
+            save_figure(figure, output_folder / f"calibration_{split}_{when}.png")
+    return found
 
 
 def print_table(title, rows):
@@ -72,6 +186,13 @@ def print_table(title, rows):
     print(f"\n{title}\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
     for beam_size, row in rows.items():
         print(f"{beam_size:>5}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics.ALL))
+
+
+def print_statistics(statistics):
+    """:param statistics: of `score_split`"""
+    print(f"perplexity of the references: {statistics['perplexity']:.2f}")
+    for beam_size, values in statistics["captions"].items():
+        print(f"beam {beam_size}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None):
         encoder.backbone.load_state_dict(backbone.state_dict())
     checkpoint = {
         "config": config, "word_map": word_map, "image_size": image_size, "encoder": encoder.state_dict(),
-        "decoder": decoder.state_dict(),
+        "decoder": decoder.state_dict(), "progress": {"epoch": 1},
     }  # fmt: skip
     torch.save(checkpoint, path)
     return encoder
