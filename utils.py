@@ -164,7 +164,7 @@ def load_checkpoint(path, device="cpu"):
     :raises UserError: if the file is missing, damaged, or not a checkpoint of train.py
     """
     checkpoint = load_tensors(path, device)
-    missing = {"config", "word_map", "encoder", "decoder"} - set(checkpoint)
+    missing = {"config", "word_map", "image_size", "encoder", "decoder"} - set(checkpoint)
     if missing:
         raise UserError(f"{path}: has no {', '.join(sorted(missing))}; this is not a checkpoint of train.py")
     return checkpoint
