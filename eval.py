@@ -175,8 +175,9 @@ def calibrate(captioner, open_split, splits, output_folder):
             error = r.expected_calibration_error
             found[split][when] = {"loss": r.loss, "expected_calibration_error": error}
             print(f"{split} {when}: loss {r.loss:.4f}, expected calibration error {error:.4f}")
-            title = f"{split}, temperature {temperature:.2f}: expected calibration error {error:.3f}"
-            figure = reliability_diagram(r.confidences, r.accuracies, r.counts, title)
+            figure = reliability_diagram(
+                r.confidences, r.accuracies, r.counts, f"next words of {split}, temperature {temperature:.2f}"
+            )
             save_figure(figure, output_folder / f"calibration_{split}_{when}.png")
     return found
 
