@@ -176,7 +176,7 @@ def calibrate(captioner, open_split, splits, output_folder):
             found[split][when] = {"loss": r.loss, "expected_calibration_error": error}
             print(f"{split} {when}: loss {r.loss:.4f}, expected calibration error {error:.4f}")
             figure = reliability_diagram(
-                r.confidences, r.accuracies, r.counts, f"next words of {split}, temperature {temperature:.2f}"
+                r.confidences, r.accuracies, r.counts, f"{split}, temperature {temperature:.2f}"
             )
             save_figure(figure, output_folder / f"calibration_{split}_{when}.png")
     return found
