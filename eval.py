@@ -175,9 +175,8 @@ def calibrate(captioner, open_split, splits, output_folder):
             error = r.expected_calibration_error
             found[split][when] = {"loss": r.loss, "expected_calibration_error": error}
             print(f"{split} {when}: loss {r.loss:.4f}, expected calibration error {error:.4f}")
-            figure = reliability_diagram(
-                r.confidences, r.accuracies, r.counts, f"{split}, temperature {temperature:.2f}"
-            )
+            title = f"next words of {split}, temperature {temperature:.2f}"
+            figure = reliability_diagram(r.confidences, r.accuracies, r.counts, title)
             save_figure(figure, output_folder / f"calibration_{split}_{when}.png")
     return found
 
