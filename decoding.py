@@ -204,6 +204,10 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
             kept = stays.repeat_interleave(beam_size)
             state = tuple(part[kept] for part in state)
 
+    if not all(found):
+        raise UserError(
+            "the model's scores are not finite numbers: its training has failed; take an earlier checkpoint"
+        )
     # What ended goes before what was cut off; sorting is stable, so among equals the one found first is best.
     return [sorted(some, key=lambda h: (not h.ended, -h.score))[:n_best] for some in found]
 

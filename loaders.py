@@ -2,6 +2,7 @@
 Which batches a loop reads: photos, or a frozen encoder's features from the cache; where they are kept.
 """
 
+import torch
 from torch.utils.data import DataLoader
 
 from datasets import CaptionDataset
@@ -36,6 +37,6 @@ def build_loader(
         batches = {"batch_size": batch_size, "sampler": range(max(1, round(share * len(dataset))))}
     loader = DataLoader(
         dataset, **batches, collate_fn=dataset.collate, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, generator=torch.Generator(),  # of its own: a resumed run draws the same dropout
     )  # fmt: skip
     return loader, resident

@@ -120,7 +120,7 @@ class CaptionDecoder(nn.Module):
             state = tuple(part[image_rows] for part in self.init_state(features))
 
         outputs, alphas, log_probs = [], [], []
-        with gather_weight_gradients():
+        with gather_weight_gradients():  # one gradient for each weight, not one at every timestep
             for t, n in enumerate(batch_sizes):
                 words = encoded_captions[:n, t]  # (n,)
                 if t > 0 and teacher_forcing < 1:
@@ -148,7 +148,9 @@ class CaptionDecoder(nn.Module):
     @torch.no_grad()
     def mix_words(self, words, last_output, teacher_forcing):
         """:return: (N,), the true word with probability `teacher_forcing`, else one drawn from the prediction"""
-        drawn = self.scores(last_output).float().softmax(dim=1).multinomial(1).squeeze(1)  # (N,)
+        with torch.autocast(last_output.device.type, enabled=False):  # older PyTorch: a cast without gradient is kept
+            scores = self.scores(last_output.float())  # (N, vocab_size)
+        drawn = scores.softmax(dim=1).multinomial(1).squeeze(1)  # (N,)
         keep = torch.rand(len(words), device=words.device) < teacher_forcing
         return torch.where(keep, words, drawn)
 
@@ -272,7 +274,7 @@ class DecoderWithHardAttention(DecoderWithAttention):
     "Hard" attention: the context is one cell, drawn from alpha (paper, section 4.1).
 
     Drawing has no gradient, so the decoder also gives the log-probability of the cells that it drew, by which
-    `losses.ReinforceLoss` teaches attention from how well the caption went. The state's last tensor holds it.
+    `losses.CaptionLoss` teaches attention from how well the caption went. The state's last tensor holds it.
     """
 
     def __init__(self, *args, expected_share=0.5, inference="argmax", **kwargs):
@@ -339,11 +341,13 @@ def run_lstm(cells, x, hidden, cell):
     :return: the new hidden and cell, of the same shape
     """
     new_hidden, new_cell = [], []
-    for i, lstm in enumerate(cells):
-        gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(hidden[:, i], lstm.weight_hh, lstm.bias_hh)
-        write, keep, candidate, show = gates.float().chunk(4, dim=1)  # each (N, decoder_dim): i, f, g, o of the paper
-        c = torch.sigmoid(keep) * cell[:, i] + torch.sigmoid(write) * torch.tanh(candidate)
-        x = torch.sigmoid(show) * torch.tanh(c)
+    for layer, lstm in enumerate(cells):
+        # What lstm(x, (h, c)) computes, written out so that gather_weight_gradients sees its matrix products.
+        h, c = hidden[:, layer], cell[:, layer]  # (N, decoder_dim)
+        gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(h, lstm.weight_hh, lstm.bias_hh)
+        i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        x = torch.sigmoid(o) * torch.tanh(c)
         new_hidden.append(x)
         new_cell.append(c)
     return torch.stack(new_hidden, dim=1), torch.stack(new_cell, dim=1)

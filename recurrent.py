@@ -95,7 +95,7 @@ class _Sum(Function):
 
     @staticmethod
     def forward(ctx, uses, weight, bias=None):
-        ctx.uses, ctx.shape, ctx.has_bias = uses, weight.shape, bias is not None
+        ctx.uses, ctx.shape, ctx.dtype, ctx.has_bias = uses, weight.shape, weight.dtype, bias is not None
         return torch.zeros((), device=weight.device)
 
     @staticmethod
@@ -106,4 +106,5 @@ class _Sum(Function):
         gradients, inputs = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, gradients.new_zeros(ctx.shape).index_add_(0, inputs, gradients)
-        return None, (gradients.T @ inputs).float(), gradients.float().sum(dim=0)  # of rows (M, output), (M, input)
+        of_weight = (gradients.T @ inputs).to(ctx.dtype)  # gradients (M, output), inputs (M, input)
+        return None, of_weight, gradients.to(ctx.dtype).sum(dim=0)

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import load_json, run_script
+from utils import UserError, load_json, run_script
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
 DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3 --decoder_lr 2e-3
@@ -63,7 +63,7 @@ def first_photo(folder, data_name, image_folder):
         path = Path(folder) / f"{split}_REFERENCES_{data_name}.json"
         if path.exists():
             return str(Path(image_folder) / load_json(path)[0]["file_name"])
-    raise FileNotFoundError(f"{folder}: create_input_files.py left no references")
+    raise UserError(f"{folder}: no references of {data_name} found, which create_input_files.py should have left there")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@ Train a captioner: edit the hyperparameters below and run `python train.py`, or 
 `--name value`. Everything goes into the run's folder: checkpoints (last.pth, best.pth) and TensorBoard's curves.
 """
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -14,26 +13,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metrics
-from augmentation import Augmentation, says_left_or_right
-from captioners import build_decoder
+from augmentation import says_left_or_right
 from datasets import BatchOrder, CaptionDataset, open_hdf5
-from encoders import Encoder
 from figures import attention_figure
 from inference import Captioner
 from loaders import build_loader
-from losses import CaptionLoss, top_k_accuracy
-from schedules import SCHEDULES, TEACHER_FORCING, Schedule, teacher_forcing
+from losses import top_k_accuracy
+from schedules import SCHEDULES, TEACHER_FORCING, teacher_forcing
+from training import start_run
 from utils import (
     UserError,
-    choose_autocast,
     choose_device,
     load_checkpoint,
-    load_tensors,
     run_script,
     save_checkpoint,
     seed_everything,
 )
-from word_vectors import load_word_vectors
 
 
 @dataclass
@@ -128,21 +123,25 @@ def main(config):
     check(config)
     device = choose_device(config.device)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.tf32
     seed_everything(config.seed)
-    run_folder = Path(config.run_folder or f"runs/{config.data_name}")
+    resumed_folder = Path(config.resume).parent if config.resume else None
+    run_folder = Path(config.run_folder or resumed_folder or f"runs/{config.data_name}")
     checkpoint = load_checkpoint(config.resume) if config.resume else None
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
     order = BatchOrder(captions.item_lengths(), config.batch_size, config.bucket, config.seed)
-    run = start_run(config, captions, device, len(order), SummaryWriter(run_folder))
+    steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
+    run = start_run(config, captions, device, config.epochs * steps_per_epoch)
     if checkpoint:
         run.load_state_dict(checkpoint)
 
-    loaders, loaders_cached = None, None
+    loaders, cached = None, None
     while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
-        cached = config.cache_features and not run.augmentation.active and not run.trains_encoder(len(order))
-        if loaders is None or cached != loaders_cached:
-            loaders, loaders_cached = build_loaders(config, run, order, cached), cached
+        if cached != run.may_cache(steps_per_epoch):
+            cached = run.may_cache(steps_per_epoch)
+            loaders = build_loaders(config, run, order, cached)
+        run.writer = run.writer or SummaryWriter(run_folder)
         order.set_epoch(run.epoch)
         start = time.time()
         train_one_epoch(run, *loaders["TRAIN"])
@@ -155,8 +154,8 @@ def main(config):
         save_checkpoint(run.state_dict(), run_folder / "last.pth")
         if best:
             save_checkpoint(run.state_dict(), run_folder / "best.pth")
-    run.writer.close()
-    print(f"Best val {config.stop_metric} {run.best_score:.4f}: {run_folder / 'best.pth'}")
+    best_file = run_folder / "best.pth"
+    print(f"Best val {config.stop_metric} {run.best_score:.4f}" + (f": {best_file}" if best_file.exists() else ""))
 
 
 def train_one_epoch(run, loader, resident):
@@ -175,8 +174,7 @@ def train_one_epoch(run, loader, resident):
     for i, batch in enumerate(
         bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=None)
     ):
-        if config.fine_tune_encoder and run.step >= config.fine_tune_from_step and run.encoder.frozen:
-            run.encoder.fine_tune(True, config.fine_tune_from_block)
+        run.unfreeze_encoder_in_time()
         batch = batch.to(run.device, resident)
         images = batch.images
         if run.augmentation.active:
@@ -188,7 +186,10 @@ def train_one_epoch(run, loader, resident):
             )
             decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows, true_words)
             loss, cross_entropy = run.loss_function(decoded)
-        run.scaler.scale(loss / config.accumulate).backward()
+        window = min(
+            config.accumulate, len(loader) - i // config.accumulate * config.accumulate
+        )  # the last may be short
+        run.scaler.scale(loss / window).backward()
         losses.append(cross_entropy)
         accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
 
@@ -244,147 +245,20 @@ def validate(run, loader, resident):
     return scores[run.config.stop_metric]
 
 
-@dataclass
-class Run:
-    """All that training changes, and where it stands."""
-
-    config: Config
-    word_map: dict
-    device: torch.device
-    autocast: object  # context of the matrix products' precision
-    encoder: Encoder
-    decoder: torch.nn.Module
-    augmentation: Augmentation
-    loss_function: CaptionLoss
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    scaler: torch.amp.GradScaler
-    writer: SummaryWriter
-    total_steps: int  # of the optimizer, if nothing stops the run before
-    image_size: int  # of the photos, in pixels
-    step: int = 0  # of the optimizer, done so far
-    epoch: int = 0  # done so far
-    best_score: float = -1.0
-    epochs_since_best: int = 0
-
-    PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
-    PROGRESS = ("step", "epoch", "best_score", "epochs_since_best")
-
-    def trains_encoder(self, steps):
-        """:return: whether the encoder is trained in any of the next `steps`"""
-        return self.config.fine_tune_encoder and self.step + steps > self.config.fine_tune_from_step
-
-    def finish_epoch(self, score):
-        """Count the epoch and tell the schedule how it went; :return: whether it is the best so far"""
-        best = score > self.best_score
-        self.best_score = max(score, self.best_score)
-        self.epochs_since_best = 0 if best else self.epochs_since_best + 1
-        self.epoch += 1
-        if self.schedule.after_validation(score):
-            print("No better for a while: the learning rates drop")
-        return best
-
-    def state_dict(self):
-        """:return: a checkpoint's content, of plain types only"""
-        return {
-            **{name: getattr(self, name).state_dict() for name in self.PARTS},
-            "config": dataclasses.asdict(self.config),
-            "word_map": self.word_map,
-            "image_size": self.image_size,
-            "progress": {name: getattr(self, name) for name in self.PROGRESS},
-            "random_state": torch.get_rng_state(),
-        }
-
-    def load_state_dict(self, checkpoint):
-        """Go on where a checkpoint stopped."""
-        if checkpoint["word_map"] != self.word_map:
-            raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
-        try:
-            for name in self.PARTS:
-                getattr(self, name).load_state_dict(checkpoint[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(
-                f"resume: the checkpoint is of another model ({reason}); give the config of its run"
-            ) from error
-        for name in self.PROGRESS:
-            setattr(self, name, checkpoint["progress"][name])
-        torch.set_rng_state(checkpoint["random_state"])
-
-
-def start_run(config, captions, device, batches_per_epoch, writer):
-    """
-    Build everything that the config names, at step 0.
-
-    :param captions: `CaptionDataset` of the training split
-    :return: `Run`
-    """
-    word_map = captions.word_map
-    local = config.encoder_weights not in ("imagenet", "none")
-    weights = "none" if local else config.encoder_weights
-    encoder = Encoder(config.encoder, weights, config.encoded_image_size, config.encoder_dim)
-    if local:
-        encoder.load_backbone(load_tensors(config.encoder_weights), config.encoder_weights)
-    elif weights == "none" and not config.fine_tune_encoder:
-        print("The encoder is random and not trained: you may want --encoder_weights imagenet or --fine_tune_encoder")
-
-    vectors = None
-    if config.word_vectors:
-        vectors, _ = load_word_vectors(config.word_vectors, word_map, seed=config.seed)
-        config = dataclasses.replace(config, embed_dim=vectors.shape[1])
-    decoder = build_decoder(dataclasses.asdict(config), len(word_map), encoder.encoder_dim)
-    if vectors is not None:
-        decoder.load_pretrained_embeddings(vectors)
-    decoder.fine_tune_embeddings(config.fine_tune_embeddings)
-    encoder, decoder = encoder.to(device), decoder.to(device)
-
-    total_steps = config.epochs * math.ceil(batches_per_epoch / config.accumulate)
-    optimizer = build_optimizer(config, encoder, decoder)
-    return Run(
-        config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
-        Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
-        CaptionLoss(config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight,
-                    config.entropy_weight).to(device),
-        optimizer,
-        Schedule(config.schedule, optimizer, total_steps, warmup_steps=config.warmup_steps,
-                 step_size=config.schedule_step_size, gamma=config.schedule_gamma,
-                 patience=config.schedule_patience, cycles=config.schedule_cycles),
-        torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"), writer, total_steps, captions.image_size,
-    )  # fmt: skip
-
-
-def build_optimizer(config, encoder, decoder):
-    """:return: optimizer with a group, and so a learning rate, each for decoder, embeddings and encoder"""
-    embeddings = list(decoder.embedding.parameters())
-    rest = [parameter for parameter in decoder.parameters() if parameter is not decoder.embedding.weight]
-    groups = [
-        {"params": rest, "lr": config.decoder_lr},
-        {"params": embeddings, "lr": config.embedding_lr or config.decoder_lr},
-    ]
-    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    if trained:
-        groups.append({"params": trained, "lr": config.encoder_lr})
-    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, weight_decay=config.weight_decay, fused=True)
-
-
 def build_loaders(config, run, order, cached):
-    """:return: dict of split -> (DataLoader, features on the GPU or None), for training and validation"""
-    if config.cache_features and not cached:
+    """
+    :param cached: dict of split -> whether its batches hold cached features
+    :return: dict of split -> (DataLoader, features on the GPU or None)
+    """
+    if config.cache_features and not cached["TRAIN"]:
         print("Fine-tuning or augmentation: the encoder runs in every step, without the feature cache")
     common = {"encoder": run.encoder, "device": run.device, "autocast": run.autocast, "workers": config.workers}
     data = config.data_folder, config.data_name
-    val_cached = config.cache_features and run.encoder.frozen and not run.trains_encoder(len(order))
-    return {
-        "TRAIN": build_loader(
-            *data, "TRAIN", order=order, image_major=config.image_major, cached=cached, **common),
-        "VAL": build_loader(
-            *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=val_cached, **common),
-    }  # fmt: skip
+    val = build_loader(
+        *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=cached["VAL"], **common
+    )
+    train = build_loader(*data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], **common)
+    return {"TRAIN": train, "VAL": val}
 
 
 def check(config):
@@ -401,10 +275,17 @@ def check(config):
     for name in positive:
         if getattr(config, name) <= 0:
             raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
+    ranges = {
+        "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
+        "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
+    }  # fmt: skip
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name}: {value} found, {least} to {most} expected")
     defaults = Config()
     for names, needed, expected in (
         (("reinforce_weight", "entropy_weight"), config.decoder == "hard", "--decoder hard"),
-        (("doubly_stochastic_weight",), config.decoder != "show_tell", "a decoder with attention"),
         (
             ("fine_tune_from_step", "fine_tune_from_block", "encoder_lr"),
             config.fine_tune_encoder,

@@ -126,9 +126,14 @@ def choose_device(name):
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: '{name}' found, 'auto', 'cpu' or 'cuda' expected") from error
+        device = torch.device(name)
+        torch.zeros(1, device=device)  # is it there?
+        return device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"device: '{name}' cannot be used ({reason}); 'auto', 'cpu' or a GPU such as 'cuda' expected"
+        ) from error
 
 
 def choose_autocast(precision, device):

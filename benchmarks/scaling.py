@@ -58,7 +58,8 @@ def run_epoch(config, photos, device):
     """:return: seconds of one epoch, bytes that the process holds at its end"""
     with tempfile.TemporaryDirectory() as folder:
         features = make_files(Path(folder), photos, config)
-        dataset = CaptionDataset(folder, "made_up", "TRAIN", feature_file=features)
+        dataset = CaptionDataset(folder, "made_up", "TRAIN")
+        dataset.use_features(features)
         loader = DataLoader(
             dataset, batch_sampler=BatchOrder(dataset.lengths, config.batch_size), collate_fn=dataset.collate
         )

@@ -1,0 +1,163 @@
+"""
+Everything that training changes, in one place: built from train.py's config, saved into checkpoints, taken up again.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from augmentation import Augmentation
+from captioners import SETTINGS, build_decoder
+from encoders import Encoder
+from losses import CaptionLoss
+from schedules import Schedule
+from utils import UserError, choose_autocast, load_tensors
+from word_vectors import load_word_vectors
+
+
+@dataclass
+class Run:
+    """All that training changes, and where it stands."""
+
+    config: object  # train.py's
+    word_map: dict
+    device: torch.device
+    autocast: object  # context of the matrix products' precision
+    encoder: Encoder
+    decoder: torch.nn.Module
+    augmentation: Augmentation
+    loss_function: CaptionLoss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    total_steps: int  # of the optimizer, if nothing stops the run before
+    image_size: int  # of the photos, in pixels
+    writer: SummaryWriter | None = None  # TensorBoard's, once the training begins
+    step: int = 0  # of the optimizer, done so far
+    epoch: int = 0  # done so far
+    best_score: float = -1.0
+    epochs_since_best: int = 0
+
+    PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
+    PROGRESS = ("step", "epoch", "best_score", "epochs_since_best")
+
+    def may_cache(self, steps):
+        """:return: dict of split -> whether cached features will do for the next `steps` of the optimizer"""
+        trained = self.config.fine_tune_encoder and self.step + steps > self.config.fine_tune_from_step
+        wanted = self.config.cache_features and not trained
+        return {"TRAIN": wanted and not self.augmentation.active, "VAL": wanted}
+
+    def unfreeze_encoder_in_time(self):
+        """Let the encoder join in, once its step has come."""
+        config = self.config
+        if config.fine_tune_encoder and self.step >= config.fine_tune_from_step and self.encoder.frozen:
+            self.encoder.fine_tune(True, config.fine_tune_from_block)
+
+    def finish_epoch(self, score):
+        """Count the epoch and tell the schedule how it went; :return: whether it is the best so far"""
+        best = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        self.epochs_since_best = 0 if best else self.epochs_since_best + 1
+        self.epoch += 1
+        if self.schedule.after_validation(score):
+            print("No better for a while: the learning rates drop")
+        return best
+
+    def state_dict(self):
+        """:return: a checkpoint's content, of plain types only"""
+        return {
+            **{name: getattr(self, name).state_dict() for name in self.PARTS},
+            "config": dataclasses.asdict(self.config),
+            "word_map": self.word_map,
+            "image_size": self.image_size,
+            "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "random_state": torch.get_rng_state(),
+            "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, checkpoint):
+        """Go on where a checkpoint stopped."""
+        if checkpoint["word_map"] != self.word_map:
+            raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
+        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS):
+            found, expected = getattr(self.config, name), checkpoint["config"].get(name)
+            if found != expected:
+                raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
+        try:
+            for name in self.PARTS:
+                getattr(self, name).load_state_dict(checkpoint[name])
+            for name in self.PROGRESS:
+                setattr(self, name, checkpoint["progress"][name])
+            torch.set_rng_state(checkpoint["random_state"])
+            if len(checkpoint["gpu_random_states"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(checkpoint["gpu_random_states"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
+
+
+def start_run(config, captions, device, total_steps):
+    """
+    Build everything that the config names, at step 0.
+
+    :param captions: `CaptionDataset` of the training split
+    :param total_steps: of the optimizer, if nothing stops the run before
+    :return: `Run`
+    """
+    word_map = captions.word_map
+    local = config.encoder_weights not in ("imagenet", "none")
+    weights = "none" if local else config.encoder_weights
+    encoder = Encoder(config.encoder, weights, config.encoded_image_size, config.encoder_dim)
+    if local:
+        encoder.load_backbone(load_tensors(config.encoder_weights), config.encoder_weights)
+    elif weights == "none" and not config.fine_tune_encoder:
+        print("The encoder is random and not trained: you may want --encoder_weights imagenet or --fine_tune_encoder")
+
+    vectors = None
+    if config.word_vectors:
+        vectors, _ = load_word_vectors(config.word_vectors, word_map, seed=config.seed)
+        config = dataclasses.replace(config, embed_dim=vectors.shape[1])
+    decoder = build_decoder(dataclasses.asdict(config), len(word_map), encoder.encoder_dim)
+    if vectors is not None:
+        decoder.load_pretrained_embeddings(vectors)
+    decoder.fine_tune_embeddings(config.fine_tune_embeddings)
+    encoder, decoder = encoder.to(device), decoder.to(device)
+
+    optimizer = build_optimizer(config, encoder, decoder)
+    return Run(
+        config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
+        Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
+        CaptionLoss(config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight,
+                    config.entropy_weight).to(device),
+        optimizer,
+        Schedule(config.schedule, optimizer, total_steps, warmup_steps=config.warmup_steps,
+                 step_size=config.schedule_step_size, gamma=config.schedule_gamma,
+                 patience=config.schedule_patience, cycles=config.schedule_cycles),
+        torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"), total_steps, captions.image_size,
+    )  # fmt: skip
+
+
+def build_optimizer(config, encoder, decoder):
+    """:return: optimizer with a group, and so a learning rate, each for decoder, embeddings and encoder"""
+    embeddings = list(decoder.embedding.parameters())
+    rest = [parameter for parameter in decoder.parameters() if parameter is not decoder.embedding.weight]
+    rest += encoder.project.parameters()  # the 1 x 1 convolution is new, as the decoder is
+    groups = [
+        {"params": rest, "lr": config.decoder_lr},
+        {"params": embeddings, "lr": config.embedding_lr or config.decoder_lr},
+    ]
+    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)
+    trained = [parameter for parameter in encoder.backbone.parameters() if parameter.requires_grad]
+    if config.fine_tune_encoder and not trained:
+        raise UserError(
+            f"fine_tune_from_block: {config.encoder} has no block {config.fine_tune_from_block}, give a lower one"
+        )
+    if trained:
+        groups.append({"params": trained, "lr": config.encoder_lr})
+    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(groups, weight_decay=config.weight_decay, fused=True)
