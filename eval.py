@@ -9,8 +9,6 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-
 import metrics
 from calibration import collect, fit_temperature, measure
 from figures import reliability_diagram, save_figure
@@ -116,7 +114,7 @@ def score_split(captioner, split, loader, resident, known, config, output_folder
     rows, captions = {}, {}
     for beam_size in config.beam_sizes:
         hypotheses, references = captioner.caption_split(loader, beam_size, config.max_length, resident, **options)
-        rows[str(beam_size)], each = score(references, hypotheses)
+        rows[str(beam_size)], each = metrics.all_scores(references, hypotheses)
         captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or [])
         if known is None:
             del captions[str(beam_size)]["in_training_set"]
@@ -128,22 +126,6 @@ def score_split(captioner, split, loader, resident, known, config, output_folder
         save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
     return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
-
-
-def score(references, hypotheses):
-    """
-    Score captions together and one by one, with one start of METEOR's Java for both.
-
-    :return: as `metrics.score`, and as `metrics.per_photo_scores`
-    """
-    metrics.check_captions(references, hypotheses)
-    total = metrics.bleu(references, hypotheses)
-    smoothing = SmoothingFunction().method2  # as in `metrics.per_photo_scores`
-    pairs = zip(references, hypotheses, strict=True)
-    each = {"BLEU-4": [float(sentence_bleu(some, caption, smoothing_function=smoothing)) for some, caption in pairs]}
-    for metric in ("METEOR", "ROUGE-L", "CIDEr"):
-        total[metric], each[metric] = metrics.official_scores(metric, references, hypotheses)
-    return total, [dict(zip(each, row, strict=True)) for row in zip(*each.values(), strict=True)]
 
 
 def save_photo_scores(photos, hypotheses, each, path):

@@ -53,16 +53,29 @@ def per_photo_scores(references, hypotheses):
     """
     Give every photo its own scores, to find the best and the worst captions.
 
-    BLEU-4 is smoothed by adding one to the counts of the 2- to 4-grams (Lin and Och 2004), or most photos would
-    have 0. The other three are the very numbers whose summary `score` gives.
+    :param references: as in `score`
+    :param hypotheses: as in `score`
+    :return: list, one entry a photo, of {"BLEU-4", "METEOR", "ROUGE-L", "CIDEr": float}, as in `all_scores`
+    :raises ValueError, UserError: as in `score`
+    """
+    return all_scores(references, hypotheses)[1]
+
+
+def all_scores(references, hypotheses):
+    """
+    Score captions together and each photo's by itself, with one start of METEOR's Java for both.
+
+    A photo's own BLEU-4 is smoothed by adding one to the counts of the 2- to 4-grams (Lin and Och 2004), or most
+    photos would have 0. The other three are the very numbers whose summary `score` gives.
 
     :param references: as in `score`
     :param hypotheses: as in `score`
-    :return: list, one entry a photo, of {"BLEU-4", "METEOR", "ROUGE-L", "CIDEr": float}
+    :return: what `score` gives, and what `per_photo_scores` gives
     :raises ValueError, UserError: as in `score`
     """
     check_captions(references, hypotheses)
     add_one = SmoothingFunction().method2
+    total = bleu(references, hypotheses)
     columns = {
         "BLEU-4": [
             float(sentence_bleu(captions, hypothesis, smoothing_function=add_one))
@@ -70,8 +83,8 @@ def per_photo_scores(references, hypotheses):
         ]
     }
     for metric in ("METEOR", "ROUGE-L", "CIDEr"):
-        _, columns[metric] = official_scores(metric, references, hypotheses)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        total[metric], columns[metric] = official_scores(metric, references, hypotheses)
+    return total, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def bleu4(references, hypotheses):

@@ -154,6 +154,8 @@ def main(config):
         save_checkpoint(run.state_dict(), run_folder / "last.pth")
         if best:
             save_checkpoint(run.state_dict(), run_folder / "best.pth")
+    if run.writer:
+        run.writer.close()
     best_file = run_folder / "best.pth"
     print(f"Best val {config.stop_metric} {run.best_score:.4f}" + (f": {best_file}" if best_file.exists() else ""))
 
@@ -186,9 +188,8 @@ def train_one_epoch(run, loader, resident):
             )
             decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows, true_words)
             loss, cross_entropy = run.loss_function(decoded)
-        window = min(
-            config.accumulate, len(loader) - i // config.accumulate * config.accumulate
-        )  # the last may be short
+        first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
+        window = min(config.accumulate, len(loader) - first)
         run.scaler.scale(loss / window).backward()
         losses.append(cross_entropy)
         accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))

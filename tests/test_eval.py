@@ -9,7 +9,7 @@ from test_inference import save_model
 
 import metrics
 from calibration import collect, measure
-from eval import Config, main, score
+from eval import Config, main
 from inference import load_captioner
 from loaders import build_loader
 from utils import UserError
@@ -49,7 +49,7 @@ def load(options, name):
 def test_totals_and_each_photos_scores_are_those_of_metrics_and_meteor_starts_once(meteor_starts):
     references = [[["a", "red", "cat", "sat"], ["a", "cat"]], [["the", "dog", "ran"]], [["two", "dogs"]]]
     hypotheses = [["a", "red", "cat", "ran"], ["the", "dog", "ran"], []]
-    total, each = score(references, hypotheses)
+    total, each = metrics.all_scores(references, hypotheses)
     assert meteor_starts == [3]
     assert total == metrics.score(references, hypotheses) and list(total) == list(metrics.ALL)
     assert each == metrics.per_photo_scores(references, hypotheses)

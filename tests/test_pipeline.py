@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shapes import create_shapes
 
@@ -43,6 +44,11 @@ def test_training_leaves_a_last_and_a_best_checkpoint_and_curves(folder):
     names = {path.name for path in (folder / "runs/tiny").iterdir()}
     assert {"last.pth", "best.pth"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_the_curves_hold_every_epochs_score(folder):
+    events = EventAccumulator(str(folder / "runs/tiny")).Reload()
+    assert [event.step for event in events.Scalars("val/BLEU-4")] == [1, 2]
 
 
 def test_eval_writes_scores_and_results_for_each_beam_size_of_the_newest_best_checkpoint(folder):
