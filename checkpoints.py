@@ -96,10 +96,7 @@ class RunFolder:
         :raises UserError: if the disk is full, or if weights are not finite; the files are then as they were
         """
         run.check_weights()
-        try:
-            run.writer.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: the curves could not be written ({error.strerror or error})") from error
+        run.writer.flush()
         content = run.state_dict()
         content["curves"] = {path.name: path.stat().st_size for path in self.path.glob(CURVES)}
         if best:
