@@ -22,7 +22,7 @@ from models import (
     map_cells,
     run_lstm,
 )
-from utils import UserError
+from utils import UserError, short
 
 
 class ShowAndTell(CaptionDecoder):
@@ -219,10 +219,12 @@ class Setting(NamedTuple):
 
 
 ALL = tuple(DECODERS)
-SIZE = "a whole number, 1 or more", lambda value: isinstance(value, int) and value >= 1
-SHARE = "a number from 0 to 1", lambda value: 0 <= value <= 1
+SIZE = "a whole number from 1 to 100,000", lambda value: type(value) is int and 1 <= value <= 100_000
+SIDE = "a whole number from 1 to 256", lambda value: type(value) is int and 1 <= value <= 256
+COUNT = "a whole number from 1 to 100", lambda value: type(value) is int and 1 <= value <= 100
+SHARE = "a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1
 SWITCH = "True or False", lambda value: isinstance(value, bool)
-LIMIT = "a number above 0, or None", lambda value: value is None or value > 0
+LIMIT = "a number above 0, or None", lambda value: value is None or (isinstance(value, int | float) and value > 0)
 SCORE = "'relu' or 'tanh'", lambda value: value in ("relu", "tanh")
 LOOK = "'argmax', 'sample' or 'expectation'", lambda value: value in ("argmax", "sample", "expectation")
 
@@ -230,11 +232,11 @@ SETTINGS = {
     "embed_dim": Setting(512, "embed_dim", ALL, *SIZE),
     "decoder_dim": Setting(512, "decoder_dim", ALL, *SIZE),
     "attention_dim": Setting(512, "attention_dim", ("soft", "hard", "spatial", "adaptive"), *SIZE),
-    "encoded_image_size": Setting(14, "encoded_image_size", ALL, *SIZE),
+    "encoded_image_size": Setting(14, "encoded_image_size", ALL, *SIDE),
     "dropout": Setting(0.5, "dropout", ALL, *SHARE),
     "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, *SHARE),
     "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), *SHARE),
-    "decoder_layers": Setting(1, "layers", ALL, *SIZE),
+    "decoder_layers": Setting(1, "layers", ALL, *COUNT),
     "gate": Setting(True, "gate", ("soft", "hard"), *SWITCH),
     "deep_output": Setting(False, "deep_output", ("soft", "hard"), *SWITCH),
     "attention_nonlinearity": Setting("relu", "nonlinearity", ("soft", "hard", "spatial", "adaptive"), *SCORE),
@@ -258,18 +260,18 @@ def build_decoder(config, vocab_size, encoder_dim):
         decoder does not have
     """
     name = config.get("decoder", "soft")
-    if name not in DECODERS:
-        raise UserError(f"decoder: '{name}' found, one of {', '.join(DECODERS)} expected")
+    if not isinstance(name, str) or name not in DECODERS:
+        raise UserError(f"decoder: {short(name)} found, one of {', '.join(DECODERS)} expected")
     arguments = {}
     for field, setting in SETTINGS.items():
         value = config.get(field, setting.default)
         if name in setting.decoders:
             if not setting.allows(value):
-                raise UserError(f"{field}: {value!r} found, {setting.expected} expected")
+                raise UserError(f"{field}: {short(value)} found, {setting.expected} expected")
             arguments[setting.argument] = value
         elif value != setting.default:
             raise UserError(
-                f"{field}: {value!r} found, {setting.default!r} (the default) expected: the decoder '{name}' has no "
-                f"such setting; leave it out, or choose --decoder {' or '.join(setting.decoders)}"
+                f"{field}: {short(value)} found, {setting.default!r} (the default) expected: the decoder '{name}' has "
+                f"no such setting; leave it out, or choose --decoder {' or '.join(setting.decoders)}"
             )
     return DECODERS[name](vocab_size, encoder_dim, **arguments)

@@ -55,9 +55,12 @@ class RunFolder:
             if not path.exists() or path == predecessor or not is_sound(predecessor):
                 raise
             raise UserError(f"{error}; or go on from its predecessor, which is sound: --resume {predecessor}") from None
-        self.saved_step = checkpoint["progress"]["step"]
+        self.saved_step = checkpoint["progress"].get("step", 0)
         if path.parent.resolve() == self.path.resolve():
             self.curves = checkpoint.get("curves", {})
+            sizes = self.curves.values() if isinstance(self.curves, dict) else [None]
+            if not all(type(size) is int and size >= 0 for size in sizes):
+                raise UserError(f"{path}: its curves are no dict of file sizes; get or make it again")
         return checkpoint
 
     def begin(self, config, step):
@@ -71,7 +74,10 @@ class RunFolder:
         """
         remove_leftovers(self.path, r"\w+\.(pth|json)")
         starts = self.path / "starts.json"
-        record = [*(load_json(starts) if starts.exists() else []), describe_start(config, step)]
+        before = load_json(starts) if starts.exists() or starts.is_symlink() else []
+        if not isinstance(before, list):
+            raise UserError(f"{starts}: a list of the run's starts expected; move the file away, or mend it")
+        record = [*before, describe_start(config, step)]
         for path, content in ((self.path / "config.json", dataclasses.asdict(config)), (starts, record)):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")

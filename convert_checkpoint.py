@@ -7,6 +7,7 @@ The tutorial pickles its modules as they are, so that torch.load would import an
 the tensors are taken out of it (unpickling.py), whichever PyTorch wrote it.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +76,10 @@ def rename_encoder(tensors, source):
     }
     layers = CONVOLUTIONS["resnet"]
     for name, tensor in tensors.items():
-        start, number, *rest = name.split(".")
-        if start != "resnet" or not number.isdecimal() or int(number) >= len(layers):
+        place = re.fullmatch(r"resnet\.([0-7])\.(.+)", name)
+        if not place:
             raise UserError(f"{source}: '{name}' found in its encoder; the layers of a ResNet expected")
-        renamed[".".join(("backbone", layers[int(number)], *rest))] = tensor
+        renamed[f"backbone.{layers[int(place[1])]}.{place[2]}"] = tensor
     for name in [name for name in renamed if name.endswith(".running_mean")]:  # PyTorch before 0.4.1 did not count
         renamed.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return renamed

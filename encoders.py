@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from utils import UserError
+from utils import UserError, check_weights, short
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,15 +61,18 @@ class Encoder(nn.Module):
         :raises UserError: if the name is unknown or the weights cannot be downloaded
         """
         super().__init__()
+        if encoder_dim is not None and not (type(encoder_dim) is int and 1 <= encoder_dim <= 100_000):
+            raise UserError(f"encoder_dim: {short(encoder_dim)} found, None, or a number from 1 to 100,000 expected")
         self.name, self.encoded_image_size = name, encoded_image_size
         self.pretrained = weights != "none"
         self.backbone = build_backbone(name, weights)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
-        native_dim, self.blocks = measure_backbone(self.backbone)
-        self.encoder_dim = encoder_dim or native_dim
-        self.project = nn.Linear(native_dim, encoder_dim) if encoder_dim else nn.Identity()  # the 1 x 1 convolution
+        self.native_dim, self.blocks = measure_backbone(self.backbone)
+        self.encoder_dim = encoder_dim or self.native_dim
+        # The 1 x 1 convolution.
+        self.project = nn.Linear(self.native_dim, encoder_dim) if encoder_dim else nn.Identity()
         self.fine_tune(False)
 
     def forward(self, images):
@@ -134,22 +137,19 @@ class Encoder(nn.Module):
         :raises UserError: if a key of the convolutions is missing or of another shape
         """
         own = self.backbone.state_dict()
-        for key, tensor in own.items():
-            if key.endswith("num_batches_tracked"):
-                continue
-            if key not in state_dict:
+        for key in own:
+            if key not in state_dict and not key.endswith("num_batches_tracked"):
                 raise UserError(f"{source}: has no '{key}', which {self.name} needs; give the weights of a {self.name}")
-            if state_dict[key].shape != tensor.shape:
-                found, expected = tuple(state_dict[key].shape), tuple(tensor.shape)
-                raise UserError(f"{source}: '{key}' has shape {found}, {self.name} needs {expected}")
-        self.backbone.load_state_dict({key: state_dict.get(key, tensor) for key, tensor in own.items()})
+        taken = {key: state_dict.get(key, tensor) for key, tensor in own.items()}
+        check_weights(self.backbone, taken, f"{source}: not the weights of {self.name}")
+        self.backbone.load_state_dict(taken)
         self.pretrained = True
 
 
 def build_backbone(name, weights):
     """:return: the convolutions of a torchvision network, its layers under torchvision's own names"""
-    if name not in FAMILY:
-        raise UserError(f"encoder: '{name}' is unknown; choose one of {', '.join(FAMILY)}")
+    if not isinstance(name, str) or name not in FAMILY:
+        raise UserError(f"encoder: {short(name)} is unknown; choose one of {', '.join(FAMILY)}")
     if weights not in ("imagenet", "none"):
         raise UserError(f"encoder_weights: '{weights}' found, 'imagenet' or 'none' expected (or a file's path)")
     try:

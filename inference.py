@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioners import build_decoder
+from datasets import check_word_map
 from decoding import Rules, beam_search, sample
 from encoders import Encoder
 from ensemble import Encoders, Ensemble
-from utils import UserError, load_checkpoint
+from utils import UserError, check_weights, load_checkpoint
 
 
 class Captioner:
@@ -168,12 +169,16 @@ def build_captioner(checkpoint, source, device="cpu"):
     :raises UserError: if its config names no model, or its weights do not fit that model
     """
     config = checkpoint["config"]
+    check_word_map(checkpoint["word_map"], source)
 
     def build():
-        encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config["encoder_dim"])
+        encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config.get("encoder_dim"))
         return encoder, build_decoder(config, len(checkpoint["word_map"]), encoder.encoder_dim)
 
     try:
+        for name in ("encoder", "encoded_image_size"):
+            if name not in config:
+                raise UserError(f"its config has no {name}; get or make the file again")
         with torch.device("meta"):  # shapes only: a config may name sizes that no memory holds
             for module, name in zip(build(), ("encoder", "decoder"), strict=True):
                 check_weights(module, checkpoint[name], name)
@@ -185,13 +190,28 @@ def build_captioner(checkpoint, source, device="cpu"):
     return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"])
 
 
-def check_weights(module, state_dict, name):
-    """:raises UserError: if a state dict does not fit the module, which may be on the meta device"""
-    own = module.state_dict()
-    for key in [*own, *state_dict]:
-        found, expected = ("none" if key not in tensors else tuple(tensors[key].shape) for tensors in (state_dict, own))
-        if found != expected:
-            raise UserError(f"{name}: '{key}' has shape {found}, the model that its config names needs {expected}")
+def locate_data(config, checkpoint):
+    """
+    :param config: a script's, with `data_folder` and `data_name`
+    :return: folder and name of the data that it names, else of those that the model was trained with
+    :raises UserError: if neither names any
+    """
+    found = []
+    for name in ("data_folder", "data_name"):
+        value = getattr(config, name) or checkpoint["config"].get(name)
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{name}: the checkpoint does not say; give --{name}")
+        found.append(value)
+    return Path(found[0]), found[1]
+
+
+def check_photos(dataset, checkpoint):
+    """:raises UserError: if a dataset's photos are of another size than those that the model was trained with"""
+    if dataset.image_size != checkpoint["image_size"]:
+        raise UserError(
+            f"{dataset.image_file}: photos of {dataset.image_size} px found, {checkpoint['image_size']} px expected by "
+            f"the model; make the files with --image_size {checkpoint['image_size']}"
+        )
 
 
 def newest_checkpoint(folder="runs"):

@@ -3,6 +3,7 @@ Everything that training changes, in one place: built from train.py's config, sa
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from captioners import SETTINGS, build_decoder
 from encoders import Encoder
 from losses import CaptionLoss
 from schedules import Schedule
-from utils import UserError, choose_autocast, load_tensors
+from utils import UserError, check_weights, choose_autocast, load_tensors, short
 from word_vectors import load_word_vectors
 
 
@@ -103,18 +104,55 @@ class Run:
             if found != expected:
                 raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
         try:
+            check_parts(self, checkpoint)
             for name in self.PARTS:
                 getattr(self, name).load_state_dict(checkpoint[name])
             for name in self.PROGRESS:
                 setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
             for name, readings in checkpoint.get("readings", {}).items():
-                setattr(self, name, list(torch.tensor(readings, device=self.device)))
+                if name in self.READINGS:
+                    setattr(self, name, list(torch.tensor(readings, device=self.device)))
             torch.set_rng_state(checkpoint["random_state"])
             if len(checkpoint["gpu_random_states"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(checkpoint["gpu_random_states"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
+
+
+def check_parts(run, checkpoint):
+    """
+    See that a checkpoint's parts fit the run's before any is taken: the optimizer's fused steps trust all sizes, and
+    would write beyond the end of a tensor that is too small.
+
+    :raises UserError: if one does not fit; other errors if something is missing or is of another kind
+    """
+    for name in ("encoder", "decoder", "loss_function"):
+        check_weights(getattr(run, name), checkpoint[name], name)
+    for name in ("schedule", "scaler", "progress"):
+        for key, value in checkpoint[name].items():
+            check_number(value, f"{name}: '{key}'")
+            if name == "progress" and key != "best_score" and (type(value) is not int or value < 0):
+                raise UserError(f"progress: '{key}' is {value}, a whole number from 0 expected")
+    own, found = run.optimizer.state_dict(), checkpoint["optimizer"]
+    for own_group, group in zip(own["param_groups"], found["param_groups"], strict=True):
+        for key, value in group.items():
+            if isinstance(own_group.get(key), float):
+                check_number(value, f"optimizer: '{key}'")
+            elif key in own_group and type(value) is not type(own_group[key]):
+                raise UserError(f"optimizer: '{key}' is {short(value)}, {short(own_group[key])} expected")
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    for index, moments in found["state"].items():
+        for key, value in moments.items():
+            shape = parameters[index].shape if key != "step" else torch.Size()
+            if not isinstance(value, torch.Tensor) or value.shape != shape or not value.isfinite().all():
+                raise UserError(f"optimizer: '{key}' of parameter {index} does not fit it, or is not finite")
+
+
+def check_number(value, where):
+    """:raises UserError: if it is no finite number"""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where} is {short(value)}, a finite number expected")
 
 
 def start_run(config, captions, device, total_steps):

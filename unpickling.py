@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from utils import UserError
+from utils import UserError, check_file
 
 # The classes of such a model, of its optimizers and of what old PyTorch kept beside them.
 INERT = {
@@ -131,6 +131,7 @@ def load_pickled_modules(path, names):
     :return: the dict, in which modules are `Inert`; and a dict of name -> state dict
     :raises UserError: if the file is missing, damaged or another, or asks for code
     """
+    check_file(path)
     try:
         with Path(path).open("rb") as file:
             content, read_storage = open_zip(file) if file.read(4) == b"PK\3\4" else open_legacy(file)
@@ -143,8 +144,6 @@ def load_pickled_modules(path, names):
                 if list(children) == ["module"]:  # DataParallel is around it
                     content[name] = children["module"]
             return content, {name: read_tensors(content[name], read_storage) for name in names}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file fails in a dozen ways: zipfile, pickle, struct, key and type errors

@@ -5,12 +5,15 @@ import errno
 import io
 import json
 import os
+import pickle
 import random
 import re
 import shutil
 import signal
 import sys
 import threading
+import warnings
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -25,6 +28,7 @@ except ImportError:  # Windows: there what a killed run left behind is not told 
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_IMAGE_SIZE = 4096  # pixels of a side that models are given; more is a mistake, or an attempt on the memory
 
 
 class UserError(Exception):
@@ -67,8 +71,7 @@ def run_script(main, config_class, args=None):
     try:
         main(parse_args(config_class, args))
     except UserError as error:
-        last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
-        print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in FULL_DISK:
@@ -81,6 +84,12 @@ def run_script(main, config_class, args=None):
     finally:
         signal.signal(signal.SIGTERM, before)
         threading.excepthook = threading.__excepthook__
+
+
+def one_line(error):
+    """:return: a UserError's text, without what a terminal would take for commands: it may quote a hostile file"""
+    last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
+    return "".join(c if c.isprintable() else "?" for c in last_line.removeprefix("utils.UserError: "))
 
 
 def parse_args(config_class, args=None):
@@ -177,7 +186,8 @@ def remove_leftovers(folder, names):
 @contextlib.contextmanager
 def new_hdf5(path):
     """Give an open h5py.File; where the disk is full it raises OSError with the system's word for it, as files do."""
-    file = h5py.File(path, "w", locking=False)  # the lock is atomic_path's
+    # Version 1.10 of the format is the first whose structures have checksums. The lock is atomic_path's.
+    file = h5py.File(path, "w", libver="v110", locking=False)
     try:
         try:
             yield file
@@ -202,13 +212,34 @@ def load_json(path):
     :raises UserError: if the file is missing, or not JSON
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"{path}: is not valid JSON ({error}); make or download it again") from None
+
+
+def read_text(path):
+    """
+    :return: the content of a text file in UTF-8
+    :raises UserError: if it is missing, no file, or another kind of text
+    """
+    check_file(path)
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); make or download it again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); save it as UTF-8, or get it again") from None
+
+
+def check_file(path):
+    """:raises UserError: if there is no file of that name; a pipe or a device would be read for ever"""
+    try:
+        if Path(path).is_file():
+            return
+        found = "cannot be read (it is no file)" if Path(path).exists() else "no such file"
+    except (OSError, ValueError) as error:  # a name that the file system cannot hold
+        found = f"no such file ({getattr(error, 'strerror', None) or error})"
+    raise UserError(f"{str(path)[:500]}: {found}; give the path of one")
 
 
 def seed_everything(seed, deterministic=False):
@@ -276,9 +307,19 @@ def load_checkpoint(path, device="cpu"):
     :raises UserError: if the file is missing, damaged, or not a checkpoint of train.py
     """
     checkpoint = load_tensors(path, device)
-    missing = {"config", "word_map", "image_size", "encoder", "decoder"} - set(checkpoint)
+    kinds = {"config": dict, "word_map": dict, "image_size": int, "encoder": dict, "decoder": dict}
+    missing = set(kinds) - set(checkpoint)
     if missing:
         raise UserError(f"{path}: has no {', '.join(sorted(missing))}; this is not a checkpoint of train.py")
+    for name, kind in kinds.items():
+        if not isinstance(checkpoint[name], kind):
+            found = type(checkpoint[name]).__name__
+            raise UserError(f"{path}: its {name} is {found}, {kind.__name__} expected; get or make it again")
+    if not 1 <= checkpoint["image_size"] <= MAX_IMAGE_SIZE:
+        raise UserError(f"{path}: its image_size is {checkpoint['image_size']}, 1 to {MAX_IMAGE_SIZE} pixels expected")
+    progress = checkpoint.setdefault("progress", {"epoch": 0})
+    if not isinstance(progress, dict) or not all(isinstance(value, int | float) for value in progress.values()):
+        raise UserError(f"{path}: its progress is no dict of numbers; get or make it again")
     return checkpoint
 
 
@@ -287,13 +328,64 @@ def load_tensors(path, device="cpu"):
     :return: the dict in a file that torch.save wrote (a checkpoint, a network's state dict)
     :raises UserError: if the file is missing or damaged, or holds anything but plain types
     """
+    check_file(path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # a damaged file fails in a dozen ways: zipfile, pickle, struct, key and type errors
-        reason = str(error).strip().split("\n")[0][:150]
+        check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch.save does not write; the line below says it
+            content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {wanted[1][:80]}" if wanted else "its pickle is not as torch.save writes it"
+        raise UserError(
+            f"{path}: is refused, and nothing of it was run: more than tensors and plain values found ({reason}); a "
+            "checkpoint of the tutorial can be converted with convert_checkpoint.py"
+        ) from error
+    except Exception as error:  # a damaged file fails in a dozen ways: zipfile, struct, key and type errors
+        reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:150]
+        if "weights_only" in reason:  # advice on how to load it nevertheless
+            reason = "it is not in the format of torch.save"
         raise UserError(f"{path}: cannot be read as a file of tensors ({reason}); get or make it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a {type(content).__name__} found, a dict of tensors expected")
     return content
+
+
+def check_archive(path):
+    """:raises ValueError: if a file of torch.save's zip format has changed since; torch.load compares no checksums"""
+    with Path(path).open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # the format before PyTorch 1.6, which has none
+            return
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} has changed since it was saved: its checksum is another")
+
+
+def check_weights(module, state_dict, name):
+    """
+    :param module: what the weights are for; it may be on the meta device, where only shapes are
+    :raises UserError: if a state dict does not fit the module, or has weights that are no finite numbers
+    """
+    own = module.state_dict()
+    for key in dict.fromkeys([*own, *state_dict]):
+        found, expected = (describe(tensors.get(key)) for tensors in (state_dict, own))
+        if found != expected:
+            raise UserError(f"{name}: '{str(key)[:80]}' is {found}, its model needs {expected}")
+        if state_dict[key].is_meta or not state_dict[key].isfinite().all():
+            raise UserError(f"{name}: '{key}' has values that are no finite numbers; the model is of no use")
+
+
+def short(value):
+    """:return: a value as a message shows it"""
+    return repr(value)[:80] if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def describe(tensor):
+    """:return: what kind of tensor it is, in words"""
+    if tensor is None:
+        return "missing"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return f"a {type(tensor).__name__}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
