@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from utils import UserError, load_json
+from utils import UserError, load_json, read_text
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 SPLITS = ("TRAIN", "VAL", "TEST")
@@ -137,8 +137,8 @@ def sentence_words(sentence, where):
     if isinstance(sentence, dict) and "tokens" not in sentence and "raw" in sentence:
         return tokenize(get(sentence, "raw", str, where))
     tokens = get(sentence, "tokens", list, where)
-    if not all(isinstance(token, str) for token in tokens):
-        raise UserError(f"{where}: 'tokens' holds something else than words; expected a list of strings")
+    if not all(isinstance(token, str) and not re.search("[\ud800-\udfff]", token) for token in tokens):
+        raise UserError(f"{where}: 'tokens' holds something else than words; expected a list of texts")
     return without_special(" ".join(tokens).split())
 
 
@@ -161,7 +161,7 @@ def read_coco(path, content):
         photos[image_id] = Photo(image_id, name, None, boxes=entry.get("boxes"), other_name=other_name)
     for i, entry in enumerate(get(content, "annotations", list, str(path))):
         where = f"{path}: annotations[{i}]"
-        image_id = get(entry, "image_id", (int, str), where)
+        image_id = checked_id(get(entry, "image_id", (int, str), where), where)
         if image_id not in photos:
             raise UserError(f"{where}: no photo has the id {image_id!r}; add it to 'images', or leave the caption out")
         photos[image_id].captions.append(tokenize(get(entry, "caption", str, where)))
@@ -194,15 +194,7 @@ def read_table(path):
     :return: list of Photo
     :raises UserError: if it cannot be read, has no column for images and captions, or a row is not as it should be
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
-
+    text = read_text(path)
     delimiter, header = read_header(path, text)
     image, caption = (column(header, names) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     split = column(header, ("split",))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from photos import photo_reader
 from shapes import create_shapes
-from utils import UserError, atomic_path, new_hdf5, remove_leftovers, run_script
+from utils import MAX_IMAGE_SIZE, UserError, atomic_path, new_hdf5, remove_leftovers, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
@@ -85,6 +85,8 @@ def check(config):
     for name, least in (("captions_per_image", 1), ("min_word_freq", 0), ("max_len", 1), ("image_size", 1)):
         if getattr(config, name) < least:
             raise UserError(f"{name}: is {getattr(config, name)}, expected {least} or more")
+    if config.image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"image_size: is {config.image_size}, expected {MAX_IMAGE_SIZE} or less")
     if config.workers is not None and config.workers < 0:
         raise UserError(f"workers: is {config.workers}, expected 0 or more")
     for name in ("max_unreadable", "val_share", "test_share"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from utils import UserError, load_json
+from utils import MAX_IMAGE_SIZE, UserError, check_file, load_json
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 
@@ -66,7 +66,7 @@ class CaptionDataset(Dataset):
         self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
         with open_hdf5(self.image_file, "images") as file:
             self.num_photos, self.image_size = len(file["images"]), file["images"].shape[-1]
-            self.captions_per_image = int(file.attrs.get("captions_per_image", 0))
+            self.captions_per_image = captions_per_image(file)
 
         caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
         length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"
@@ -88,13 +88,18 @@ class CaptionDataset(Dataset):
         """
         self.source, self.source_name, self.read, self.rows = Path(path), "features", read, None
 
+    def use_words(self, word_map):
+        """Say the captions in the ids of another word map, such as a model's; words that it lacks become <unk>."""
+        if word_map != self.word_map:
+            self.references  # noqa: B018  read now: where there is no file of them, the captions' own words are kept
+            ids = np.zeros(len(self.word_map), dtype=np.min_scalar_type(len(word_map)))  # old id -> new id
+            for word, index in self.word_map.items():
+                ids[index] = word_map.get(word, word_map["<unk>"])
+            self.captions, self.word_map = ids[self.captions], word_map
+
     def check(self, caption_file, length_file):
         """Refuse files that do not belong together."""
         expected = self.num_photos * self.captions_per_image
-        if self.captions_per_image < 1:
-            raise UserError(
-                f"{self.image_file}: has no attribute 'captions_per_image'; run create_input_files.py again"
-            )
         if not len(self.captions) == len(self.lengths) == expected:
             raise UserError(
                 f"{caption_file}: {len(self.captions)} captions and {len(self.lengths)} lengths ({length_file.name}) "
@@ -113,6 +118,8 @@ class CaptionDataset(Dataset):
             )
         if (last_words != self.word_map["<end>"]).any():
             raise UserError(f"{caption_file}: captions do not end where {length_file.name} says; make the files again")
+        if (self.captions[:, 0] != self.word_map["<start>"]).any():
+            raise UserError(f"{caption_file}: captions do not begin with <start>; make the files again")
 
     @functools.cached_property
     def references(self):
@@ -121,7 +128,7 @@ class CaptionDataset(Dataset):
             tutorial's own files have none, so there the words are those of the encoded captions
         """
         path = self.reference_file
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             words = {index: word for word, index in self.word_map.items()}
             rows = [[words[i] for i in row[1 : n - 1]] for row, n in zip(self.captions, self.lengths, strict=True)]
             c = self.captions_per_image
@@ -129,12 +136,12 @@ class CaptionDataset(Dataset):
                 {"image_id": i, "file_name": str(i), "captions": rows[i * c : (i + 1) * c]}
                 for i in range(self.num_photos)
             ]
-        references = load_json(path)
-        if not isinstance(references, list) or len(references) != self.num_photos:
-            found = len(references) if isinstance(references, list) else type(references).__name__
-            raise UserError(f"{path}: {found} photos found, {self.num_photos} expected as in {self.image_file.name}")
-        if not all(isinstance(r, dict) and r.get("captions") for r in references):
-            raise UserError(f"{path}: a photo without 'captions' found; run create_input_files.py again")
+        references = load_references(path)
+        if len(references) != self.num_photos:
+            raise UserError(
+                f"{path}: {len(references)} photos found, {self.num_photos} expected as in {self.image_file.name}; "
+                "the files are not of one run of create_input_files.py"
+            )
         return references
 
     def item_lengths(self):
@@ -223,15 +230,50 @@ def load_word_map(path):
     :raises UserError: if it is no word map
     """
     word_map = load_json(path)
+    check_word_map(word_map, path)
+    return word_map
+
+
+def check_word_map(word_map, source):
+    """:raises UserError: if it is no word map; `source` is the file that it comes from"""
     ids = list(word_map.values()) if isinstance(word_map, dict) else [None]
     if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
         raise UserError(
-            f"{path}: a word map gives each word an id of its own, from 0; make it with create_input_files.py"
+            f"{source}: a word map gives each word an id of its own, from 0; make it with create_input_files.py"
         )
     for word in SPECIAL_WORDS:
         if word not in word_map:
-            raise UserError(f"{path}: has no '{word}'; a word map needs {', '.join(SPECIAL_WORDS)}")
-    return word_map
+            raise UserError(f"{source}: has no '{word}'; a word map needs {', '.join(SPECIAL_WORDS)}")
+    if not all(isinstance(word, str) for word in word_map):
+        raise UserError(f"{source}: its word map has words that are no text; get or make it again")
+
+
+def load_references(path):
+    """
+    :return: list of dicts, one for each photo: 'image_id', 'file_name' and 'captions', lists of words
+    :raises UserError: if the file holds anything else
+    """
+
+    def is_caption(words):
+        return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+    references = load_json(path)
+    if not isinstance(references, list) or not references:
+        raise UserError(f"{path}: a list of photos expected; run create_input_files.py again")
+    for i, photo in enumerate(references):
+        if not (
+            isinstance(photo, dict)
+            and isinstance(photo.get("image_id"), int | str)
+            and isinstance(photo.get("file_name"), str)
+            and isinstance(photo.get("captions"), list)
+            and photo["captions"]
+            and all(map(is_caption, photo["captions"]))
+        ):
+            raise UserError(
+                f"{path}: photo {i} does not have an 'image_id', a 'file_name' and 'captions' as lists of words; run "
+                "create_input_files.py again"
+            )
+    return references
 
 
 def load_table(path, dimensions):
@@ -270,13 +312,36 @@ def open_hdf5(path, name):
         raise UserError(
             f"{path}: no such file; make it with create_input_files.py, or mend --data_folder or --data_name"
         )
+    check_file(path)
     try:
         file = h5py.File(path, "r", locking=False)  # files never change once they have their name
-    except OSError as error:
-        raise UserError(f"{path}: is not a whole HDF5 file ({error}); make it again") from None
-    if name not in file or file[name].ndim != 4 or len(file[name]) == 0:
+        rows = file.get(name)
+    except Exception as error:  # what a damaged file makes of the HDF5 library is not to be foreseen
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{path}: is not a whole HDF5 file ({reason}); make it again") from None
+    if not isinstance(rows, h5py.Dataset) or rows.ndim != 4 or rows.size == 0:
         raise UserError(f"{path}: has no photos under '{name}'; make it again with create_input_files.py")
-    if name == "images" and (file[name].shape[1] != 3 or file[name].dtype != np.uint8):
-        found = f"{file[name].shape} {file[name].dtype}"
-        raise UserError(f"{path}: photos of {found} found, (photos, 3, height, width) uint8 expected")
+    if rows.external or rows.is_virtual or rows.file.filename != file.filename:
+        raise UserError(f"{path}: its '{name}' lie in another file; give one that holds them itself")
+    if name == "images" and (rows.shape[1] != 3 or rows.shape[2] != rows.shape[3] or rows.dtype != np.uint8):
+        raise UserError(f"{path}: photos of {rows.shape} {rows.dtype} found, (photos, 3, side, side) uint8 expected")
+    if name == "images" and rows.shape[3] > MAX_IMAGE_SIZE:
+        raise UserError(f"{path}: photos of {rows.shape[3]} pixels found, at most {MAX_IMAGE_SIZE} expected")
     return file
+
+
+def captions_per_image(file):
+    """
+    :param file: open HDF5 file of photos
+    :return: its attribute of that name
+    :raises UserError: if it has none, or the attribute is no number from 1
+    """
+    try:
+        count = file.attrs["captions_per_image"]
+    except Exception:  # missing, or damaged in one of many ways
+        count = None
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise UserError(
+            f"{file.filename}: has no attribute 'captions_per_image' from 1; run create_input_files.py again"
+        )
+    return int(count)

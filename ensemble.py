@@ -43,6 +43,10 @@ class Encoders(nn.Module):
         return self.encoders[0].name
 
     @property
+    def native_dim(self):
+        return self.encoders[0].native_dim
+
+    @property
     def backbone(self):
         return self.encoders[0].backbone
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from calibration import collect, fit_temperature, measure
 from figures import reliability_diagram, save_figure
-from inference import load_captioner
+from inference import check_photos, load_captioner, locate_data
 from loaders import build_loader
 from scoring import check_splits, default_split, print_split, score_split, training_captions
 from utils import UserError, choose_device, run_script, save_json
@@ -41,20 +41,22 @@ class Config:
 def main(config):
     check(config)
     captioner, checkpoint, path = load_captioner(config.checkpoint, choose_device(config.device))
-    data_folder = Path(config.data_folder or checkpoint["config"]["data_folder"])
-    data_name = config.data_name or checkpoint["config"]["data_name"]
+    data_folder, data_name = locate_data(config, checkpoint)
     output_folder = Path(config.output_folder or path.parent)
     if len(config.checkpoint) > 1:
         print(f"ensemble of {', '.join(config.checkpoint)}")
     else:
-        print(f"{path}: {checkpoint['config']['decoder']} decoder, {checkpoint['progress']['epoch']} epochs")
+        print(f"{path}: {checkpoint['config']['decoder']} decoder, {checkpoint['progress'].get('epoch', 0)} epochs")
 
     def open_split(split):
         """:return: loader, and the split's features if they are on the GPU"""
-        return build_loader(
+        loader, resident = build_loader(
             data_folder, data_name, split, captioner.encoder, captioner.device, batch_size=config.batch_size,
             cached=config.cache_features and captioner.encoder.frozen, workers=config.workers,
         )  # fmt: skip
+        check_photos(loader.dataset, checkpoint)
+        loader.dataset.use_words(captioner.word_map)
+        return loader, resident
 
     options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
     options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}

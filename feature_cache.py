@@ -10,7 +10,6 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import h5py
 import torch
 from tqdm import tqdm
 
@@ -35,9 +34,11 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
         key = cache_key(encoder, image_file, images, autocast)
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
         path = image_file.with_name(f"{name}_{encoder.name}_{key}.hdf5")
-        if is_whole(path, len(images)):
+        if is_whole(path, len(images), encoder.native_dim, key):
             print(f"Using the cached features of {path}")
             return path
+        if path.exists() or path.is_symlink():
+            print(f"{path}: is damaged; the features are computed again")
 
         shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
@@ -84,12 +85,14 @@ def read_images(images, start, end):
         ) from error
 
 
-def is_whole(path, num_photos):
-    """:return: whether the file can be read and has a row for each photo"""
+def is_whole(path, num_photos, native_dim, key):
+    """:return: whether the file can be read and has the features that its name tells of, of each photo"""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            return len(file["features"]) == num_photos
-    except (OSError, KeyError):  # missing or damaged: it is computed again
+        with open_hdf5(path, "features") as file:
+            features = file["features"]
+            fits = len(features) == num_photos and features.shape[3] == native_dim and features.dtype == "float16"
+            return fits and file.attrs["key"] == key
+    except Exception:  # missing, or damaged in one of many ways: it is computed again
         return False
 
 

@@ -3,7 +3,8 @@
 import csv
 
 import metrics
-from utils import UserError, atomic_path, load_json, save_json
+from datasets import load_references
+from utils import UserError, atomic_path, save_json
 
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
@@ -25,7 +26,9 @@ def default_split(data_folder, data_name):
 
 def training_captions(path):
     """:return: list of all captions of the training photos, each a list of words; None if there is no such file"""
-    return [caption for photo in load_json(path) for caption in photo["captions"]] if path.exists() else None
+    if not path.exists() and not path.is_symlink():
+        return None
+    return [caption for photo in load_references(path) for caption in photo["captions"]]
 
 
 def score_split(captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, **options):

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 import metrics
 from datasets import CaptionDataset, open_hdf5
-from inference import load_captioner
+from feature_cache import read_images
+from inference import check_photos, load_captioner, locate_data
 from pages import Caption, Photo, check_page_path, write_page
 from utils import UserError, choose_device, run_script
 
@@ -50,11 +51,10 @@ def main(config):
         captioner, checkpoint, path = load_captioner(checkpoint_path, device)
         name = names[i] if names else path.parent.name
         if dataset is None:  # one set of photos for all models, that of the first
-            folder = config.data_folder or checkpoint["config"]["data_folder"]
-            dataset = CaptionDataset(
-                folder, config.data_name or checkpoint["config"]["data_name"], split, image_major=True
-            )
+            dataset = CaptionDataset(*locate_data(config, checkpoint), split, image_major=True)
+            dataset.references  # noqa: B018  read now: a broken file should end the run before it begins
             chosen = spread(len(dataset), config.num_photos)
+        check_photos(dataset, checkpoint)
         captions[name] = caption_photos(captioner, name, dataset, chosen, config)
         notes.append(describe(name, path, checkpoint))
 
@@ -134,7 +134,7 @@ def collect(dataset, chosen, captions, references):
     """Yield a `Photo` at a time, its pixels read when it is its turn."""
     with open_hdf5(dataset.image_file, "images") as file:
         for i, photo in enumerate(chosen):
-            image = file["images"][photo].transpose(1, 2, 0)  # (H, W, 3)
+            image = read_images(file["images"], photo, photo + 1)[0].transpose(1, 2, 0)  # (H, W, 3)
             written = [column[i] for column in captions.values()]
             yield Photo(str(dataset.references[photo]["file_name"]), image, written, references[i])
 

@@ -5,11 +5,12 @@ A line is a word and its numbers, with blanks between; word2vec writes the numbe
 """
 
 import math
+import re
 
 import torch
 
 from datasets import SPECIAL_WORDS
-from utils import UserError
+from utils import UserError, check_file
 
 
 def load_word_vectors(path, word_map, embed_dim=None, seed=0):
@@ -68,11 +69,10 @@ def read_header(path):
     :return: size of the vectors; and their number if the file tells it (word2vec), else None
     :raises UserError: if the file is missing, empty, or not such a text
     """
+    check_file(path)
     try:
         with open(path, "rb") as file:  # noqa: PTH123  path may be a string
             head = file.read(1 << 16)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a text file of GloVe or word2vec") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if b"\0" in head:
@@ -80,7 +80,7 @@ def read_header(path):
     fields = head.split(b"\n")[0].split()
     if not fields:
         raise UserError(f"{path}, line 1: nothing found, a word and its numbers expected; download the file again")
-    if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]) > 0:
+    if len(fields) == 2 and all(re.fullmatch(rb"\d{1,9}", field) for field in fields) and int(fields[1]) > 0:
         return int(fields[1]), int(fields[0])
     if len(fields) < 3 or not is_number(fields[-1]):
         raise UserError(f"{path}, line 1: {text(fields)!r} found, a word and its numbers expected")

@@ -97,7 +97,7 @@ def change(encoder, decoder, what):
         decoder.fc.weight.data[2, 3] = torch.nan
         return "'fc.weight' has values that are no finite numbers"
     decoder.init_h = torch.nn.Linear(512, 9)
-    return r"'init_h.weight' has shape \(9, 512\), the model that its config names needs \(8, 512\)"
+    return r"'init_h.weight' is float32 of shape \(9, 512\), its model needs float32 of shape \(8, 512\)"
 
 
 @pytest.mark.parametrize("what", ["no embedding", "a block less", "a head", "not a number", "another width"])

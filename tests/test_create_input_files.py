@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -284,6 +285,14 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_run_gives_what_a_clean
     ]
 
 
+def test_a_disk_that_is_too_small_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    make_dataset(tmp_path)
+    monkeypatch.setattr(create_input_files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="output_folder: .* has 0.00 GB free, .* are needed"):
+        main(config(tmp_path))
+    assert not contents(tmp_path / "out")
+
+
 def test_a_killed_worker_ends_the_run_with_advice(tmp_path, monkeypatch):
     make_dataset(tmp_path)
 
@@ -299,7 +308,7 @@ WRONG = {
     "captions_per_image": ({"captions_per_image": 0}, "captions_per_image: is 0"),
     "max_len": ({"max_len": 0}, "max_len: is 0"),
     "image_size": ({"image_size": -1}, "image_size: is -1"),
-    "no room": ({"image_size": 3_000_000}, "output_folder: .* GB free"),
+    "a photo like a wall": ({"image_size": 3_000_000}, "image_size: is 3000000, expected 4096 or less"),
     "workers": ({"workers": -2}, "workers: is -2"),
     "max_unreadable": ({"max_unreadable": 2.0}, "max_unreadable: is 2.0"),
     "shares": ({"val_share": 0.5, "test_share": 0.5}, "leave no photos to train on"),

@@ -295,10 +295,10 @@ def test_a_word_map_without_its_special_words_is_refused(make_files, word):
     ("change", "words"),
     [
         (lambda references: references[:-1], "4 photos found, 5 expected"),
-        (lambda references: {"images": references}, "dict photos found, 5 expected"),
-        (lambda references: [*references[:-1], {"image_id": 3}], "without 'captions'"),
-        (lambda references: [*references[:-1], references[0] | {"captions": []}], "without 'captions'"),
-        (lambda references: [*references[:-1], "a dog"], "without 'captions'"),
+        (lambda references: {"images": references}, "a list of photos expected"),
+        (lambda references: [*references[:-1], {"image_id": 3}], "photo 4 does not have"),
+        (lambda references: [*references[:-1], references[0] | {"captions": []}], "photo 4 does not have"),
+        (lambda references: [*references[:-1], "a dog"], "photo 4 does not have"),
     ],
 )
 def test_references_of_other_images_are_refused(make_files, change, words):
