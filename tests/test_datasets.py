@@ -154,6 +154,19 @@ def test_files_of_the_tutorial_have_no_references_and_load(make_files):
     assert batch.references == [captions[0:2], captions[2:4], captions[4:6], captions[6:8], captions[8:10]]
 
 
+@pytest.mark.parametrize("given", [{}, {"references": None}])
+def test_captions_can_be_said_in_another_models_words_and_references_stay_as_people_wrote_them(make_files, given):
+    made = make_files("VAL", **given)
+    other = {"<end>": 0, "<unk>": 1, "sat": 2, "<start>": 3, "cat": 4, "bird": 5, "<pad>": 6}
+    dataset = CaptionDataset(*made.arguments)
+    before = CaptionDataset(*made.arguments).references
+    dataset.use_words(other)
+    words = {index: word for word, index in made.word_map.items()}
+    for row, translated in zip(made.captions, dataset.captions, strict=True):
+        assert translated.tolist() == [other.get(words[i], other["<unk>"]) for i in row]
+    assert dataset.references == before
+
+
 # What is refused, each with a line that names the file.
 
 

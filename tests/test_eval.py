@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import WORD_MAP
 from test_inference import save_model
 
 import metrics
@@ -135,3 +136,23 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(options, wrong, exp
     with pytest.raises(UserError, match=expected):
         main(Config(**options | wrong))
     assert not (Path(options["output_folder"]) / "scores.json").exists()
+
+
+def test_photos_of_another_size_than_the_models_are_refused(options, make_files, tmp_path):
+    (tmp_path / "small").mkdir()
+    make_files("TEST", photos=3, side=32, folder=tmp_path / "small")
+    with pytest.raises(UserError, match="TEST_IMAGES_tiny.hdf5: photos of 32 px found, 64 px expected by the model"):
+        main(Config(**options | {"data_folder": str(tmp_path / "small")}))
+
+
+def test_perplexity_on_data_of_other_ids_is_that_of_the_models_own(options, make_files, tmp_path):
+    main(Config(**options))
+    expected = load(options, "statistics.json")["TEST"]["perplexity"]
+    made = make_files("TEST", photos=3, side=64, seed=len("TEST"))
+    last = len(WORD_MAP) - 1
+    turned = {"word_map": {word: last - i for word, i in WORD_MAP.items()},
+              "captions": [[last - i for i in row] for row in made.captions]}  # fmt: skip
+    (tmp_path / "turned").mkdir()
+    make_files("TEST", photos=3, side=64, seed=len("TEST"), folder=tmp_path / "turned", **turned)
+    main(Config(**options | {"data_folder": str(tmp_path / "turned")}))
+    assert load(options, "statistics.json")["TEST"]["perplexity"] == pytest.approx(expected, rel=1e-6)
