@@ -61,7 +61,6 @@ def main(config):
             with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
                 return took, {Path(row["image"]).name: row["caption"] for row in csv.DictReader(file)}
 
-        caption(photos[0])  # the first process finds nothing in the disk's cache
         alone = [caption(photo) for photo in photos[: config.plain_photos]]
         plain_rate = len(alone) / sum(took for took, _ in alone)
         rows = []
