@@ -144,15 +144,17 @@ def check_parts(run, checkpoint):
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     for index, moments in found["state"].items():
         for key, value in moments.items():
+            if key == "momentum_buffer" and value is None:  # of a parameter that no step has changed yet
+                continue
             shape = parameters[index].shape if key != "step" else torch.Size()
             if not isinstance(value, torch.Tensor) or value.shape != shape or not value.isfinite().all():
                 raise UserError(f"optimizer: '{key}' of parameter {index} does not fit it, or is not finite")
 
 
 def check_number(value, where):
-    """:raises UserError: if it is no finite number"""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where} is {short(value)}, a finite number expected")
+    """:raises UserError: if it is no number below infinity; what is below all, a best score may be at first"""
+    if not isinstance(value, int | float) or not value < math.inf:
+        raise UserError(f"{where} is {short(value)}, a number expected")
 
 
 def start_run(config, captions, device, total_steps):
