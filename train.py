@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import distributed
 import metrics
 from augmentation import says_left_or_right
 from datasets import BatchOrder, CaptionDataset, open_hdf5
@@ -23,7 +24,6 @@ from schedules import SCHEDULES, TEACHER_FORCING, teacher_forcing
 from training import start_run
 from utils import (
     UserError,
-    choose_device,
     load_checkpoint,
     run_script,
     save_checkpoint,
@@ -77,7 +77,7 @@ class Config:
 
     # Optimizer
     epochs: int = 120  # if nothing stops the run before
-    batch_size: int = 32  # captions a step (with image_major: photos, each with all its captions)
+    batch_size: int = 32  # captions a step, on all GPUs together (with image_major: photos, each with all its captions)
     accumulate: int = 1  # steps whose gradients are added up before the weights change
     optimizer: str = "adam"  # 'adam', 'adamw', or 'sgd' with Nesterov momentum 0.9
     encoder_lr: float = 1e-4  # learning rate of the encoder, if it is trained
@@ -103,14 +103,14 @@ class Config:
 
     # Validation, after each epoch, on captions that the model writes by itself
     val_beam_size: int = 3  # 1 for greedy choice
-    val_batch_size: int = 32  # photos
+    val_batch_size: int = 32  # photos at a time, on each GPU
     val_share: float = 1.0  # share of the split's photos that are captioned
     stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
     stop_patience: int = 20  # epochs without a better score before the run ends
 
     # Speed
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
-    workers: int = 0  # processes that read batches ahead; 0 reads in the training process
+    workers: int = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
@@ -120,8 +120,12 @@ class Config:
 
 
 def main(config):
+    with distributed.join_processes(config.device) as device:
+        train(config, device)
+
+
+def train(config, device):
     check(config)
-    device = choose_device(config.device)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
     seed_everything(config.seed)
@@ -130,9 +134,13 @@ def main(config):
     checkpoint = load_checkpoint(config.resume) if config.resume else None
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
-    order = BatchOrder(captions.item_lengths(), config.batch_size, config.bucket, config.seed)
+    order = BatchOrder(
+        captions.item_lengths(), config.batch_size, config.bucket, config.seed,
+        rank=distributed.get_rank(), world_size=distributed.get_world_size(),
+    )  # fmt: skip
     steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
     run = start_run(config, captions, device, config.epochs * steps_per_epoch)
+    distributed.seed_own(config.seed)
     if checkpoint:
         run.load_state_dict(checkpoint)
 
@@ -141,7 +149,8 @@ def main(config):
         if cached != run.may_cache(steps_per_epoch):
             cached = run.may_cache(steps_per_epoch)
             loaders = build_loaders(config, run, order, cached)
-        run.writer = run.writer or SummaryWriter(run_folder)
+        if distributed.is_first():
+            run.writer = run.writer or SummaryWriter(run_folder)
         order.set_epoch(run.epoch)
         start = time.time()
         train_one_epoch(run, *loaders["TRAIN"])
@@ -151,9 +160,11 @@ def main(config):
         best = run.finish_epoch(score)
         print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} (beam {config.val_beam_size})"
               f"{', the best so far' if best else ''}")  # fmt: skip
-        save_checkpoint(run.state_dict(), run_folder / "last.pth")
-        if best:
-            save_checkpoint(run.state_dict(), run_folder / "best.pth")
+        checkpoint = run.state_dict()
+        if distributed.is_first():
+            save_checkpoint(checkpoint, run_folder / "last.pth")
+            if best:
+                save_checkpoint(checkpoint, run_folder / "best.pth")
     if run.writer:
         run.writer.close()
     best_file = run_folder / "best.pth"
@@ -174,27 +185,19 @@ def train_one_epoch(run, loader, resident):
     trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     losses, accuracies = [], []
     for i, batch in enumerate(
-        bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=None)
+        bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=distributed.hide_bar())
     ):
         run.unfreeze_encoder_in_time()
-        batch = batch.to(run.device, resident)
-        images = batch.images
-        if run.augmentation.active:
-            images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
-        with run.autocast:
-            features = run.encoder.features(images)  # (B, height, width, encoder_dim)
-            true_words = teacher_forcing(
-                config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor
-            )
-            decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows, true_words)
-            loss, cross_entropy = run.loss_function(decoded)
+        share = distributed.share_of_batch(batch.lengths, loader.batch_sampler.has_share(i))
         first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
         window = min(config.accumulate, len(loader) - first)
-        run.scaler.scale(loss / window).backward()
+        steps_now = i + 1 == first + window
+        with distributed.exchange(run.model, now=steps_now):
+            cross_entropy, accuracy = forward_backward(run, batch.to(run.device, resident), share, window)
         losses.append(cross_entropy)
-        accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
+        accuracies.append(accuracy)
 
-        if (i + 1) % config.accumulate == 0 or i + 1 == len(loader):
+        if steps_now:
             run.scaler.unscale_(run.optimizer)
             if config.clip == "value":
                 torch.nn.utils.clip_grad_value_(trained, config.clip_at)
@@ -207,7 +210,8 @@ def train_one_epoch(run, loader, resident):
             run.step += 1
 
         if (i + 1) % config.print_every == 0 or i + 1 == len(loader):  # reading numbers makes a GPU wait
-            mean_loss, accuracy = torch.stack(losses).mean().item(), torch.stack(accuracies).mean().item()
+            means = torch.stack([torch.stack(losses).mean(), torch.stack(accuracies).mean()])
+            mean_loss, accuracy = distributed.average(means).tolist()
             losses, accuracies = [], []
             rate = run.optimizer.param_groups[0]["lr"]
             if not math.isfinite(mean_loss):
@@ -215,10 +219,30 @@ def train_one_epoch(run, loader, resident):
                     f"loss: is {mean_loss} at step {run.step}, with learning rate {rate:.2g}; lower the learning rates "
                     "or --clip_at; the last checkpoint is sound"
                 )
-            run.writer.add_scalar("train/cross_entropy", mean_loss, run.step)
-            run.writer.add_scalar("train/top5_accuracy", accuracy, run.step)
-            run.writer.add_scalar("train/learning_rate", rate, run.step)
+            run.log("train/cross_entropy", mean_loss, run.step)
+            run.log("train/top5_accuracy", accuracy, run.step)
+            run.log("train/learning_rate", rate, run.step)
             bar.set_postfix(loss=f"{mean_loss:.3f}", top5=f"{accuracy:.1%}")
+
+
+def forward_backward(run, batch, share, window):
+    """
+    Add a batch's gradients to those that are there.
+
+    :param batch: `datasets.Batch` on the run's device
+    :param share: how much of the batch this process has
+    :param window: batches whose gradients make one step of the optimizer
+    :return: cross entropy of the batch, and its top-5 accuracy, as this process's contribution to the processes' mean
+    """
+    config, images = run.config, batch.images
+    if run.augmentation.active:
+        images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
+    true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
+    with run.autocast:
+        decoded = run.model(images, batch.captions, batch.lengths, batch.image_rows, true_words)
+        loss, cross_entropy = run.loss_function(decoded, share)
+    run.scaler.scale(loss / window).backward()
+    return cross_entropy, share.words * top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
 
 
 def validate(run, loader, resident):
@@ -227,13 +251,17 @@ def validate(run, loader, resident):
 
     :return: the config's `stop_metric`; all scores and an attention figure go to TensorBoard
     """
+    distributed.copy_buffers(run.encoder)
     captioner = Captioner(run.encoder, run.decoder, run.word_map)
     with run.autocast:
         hypotheses, references = captioner.caption_split(loader, run.config.val_beam_size, resident=resident)
+    hypotheses, references = distributed.join_shares(hypotheses), distributed.join_shares(references)
+    if not distributed.is_first():
+        return distributed.from_first(None)
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted))
     for metric, value in scores.items():
-        run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
+        run.log(f"val/{metric}", value, run.epoch + 1)
 
     with open_hdf5(loader.dataset.image_file, "images") as file:
         photo = file["images"][0]  # (3, S, S)
@@ -243,7 +271,7 @@ def validate(run, loader, resident):
         photo.transpose(1, 2, 0), words, None if best.alphas is None else best.alphas[: len(words)]
     )
     run.writer.add_figure("val/attention", figure, run.epoch + 1)
-    return scores[run.config.stop_metric]
+    return distributed.from_first(scores[run.config.stop_metric])
 
 
 def build_loaders(config, run, order, cached):

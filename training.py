@@ -10,11 +10,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from augmentation import Augmentation
 from captioners import SETTINGS, build_decoder
+from distributed import wrap
 from encoders import Encoder
 from losses import CaptionLoss
 from schedules import Schedule
 from utils import UserError, choose_autocast, load_tensors
 from word_vectors import load_word_vectors
+
+
+class EncoderDecoder(torch.nn.Module):
+    """Photos and captions in, scores out: the forward pass that training differentiates."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, images, *captions):
+        """:param captions: what `models.CaptionDecoder.forward` takes after the features; :return: a `Decoded`"""
+        return self.decoder(self.encoder.features(images), *captions)
 
 
 @dataclass
@@ -27,6 +40,7 @@ class Run:
     autocast: object  # context of the matrix products' precision
     encoder: Encoder
     decoder: torch.nn.Module
+    model: torch.nn.Module  # both; of several processes, in DistributedDataParallel
     augmentation: Augmentation
     loss_function: CaptionLoss
     optimizer: torch.optim.Optimizer
@@ -54,6 +68,13 @@ class Run:
         config = self.config
         if config.fine_tune_encoder and self.step >= config.fine_tune_from_step and self.encoder.frozen:
             self.encoder.fine_tune(True, config.fine_tune_from_block)
+            self.model = None  # the old wrapper goes before the new one comes: both would listen to the decoder
+            self.model = wrap(EncoderDecoder(self.encoder, self.decoder), share_buffers=True)
+
+    def log(self, name, value, step):
+        """Note a number for TensorBoard, in the one process that writes."""
+        if self.writer:
+            self.writer.add_scalar(name, value, step)
 
     def finish_epoch(self, score):
         """Count the epoch and tell the schedule how it went; :return: whether it is the best so far"""
@@ -128,6 +149,7 @@ def start_run(config, captions, device, total_steps):
     optimizer = build_optimizer(config, encoder, decoder)
     return Run(
         config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
+        wrap(EncoderDecoder(encoder, decoder), share_buffers=not encoder.frozen),
         Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
         CaptionLoss(config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight,
                     config.entropy_weight).to(device),

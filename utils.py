@@ -29,9 +29,13 @@ def run_script(main, config_class, args=None):
     Exits with 2 and one line on the error stream after a UserError, with 130 after Ctrl-C; any other exception keeps
     its traceback.
     """
+    config = None
     try:
-        main(parse_args(config_class, args))
+        config = parse_args(config_class, args)
+        main(config)
     except UserError as error:
+        if config is None and os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
+            sys.exit(2)
         last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
         print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
         sys.exit(2)
