@@ -5,18 +5,15 @@ Without arguments it takes the newest best checkpoint of runs/ and the data it w
 are scored as one model, an ensemble. The files that it writes are listed in `main`.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-import metrics
 from calibration import collect, fit_temperature, measure
 from figures import reliability_diagram, save_figure
 from inference import load_captioner
 from loaders import build_loader
-from utils import UserError, atomic_path, choose_device, load_json, run_script, save_json
-
-PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+from scoring import check_splits, default_split, print_split, score_split, training_captions
+from utils import UserError, choose_device, run_script, save_json
 
 
 @dataclass
@@ -59,13 +56,16 @@ def main(config):
             cached=config.cache_features and captioner.encoder.frozen, workers=config.workers,
         )  # fmt: skip
 
+    options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
+    options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
     known = training_captions(data_folder / f"TRAIN_REFERENCES_{data_name}.json")
     scores, statistics = {}, {}
     for split in [name.upper() for name in config.split] or default_split(data_folder, data_name):
         loader, resident = open_split(split)
-        scores[split], statistics[split] = score_split(captioner, split, loader, resident, known, config, output_folder)
-        print_table(f"{split} ({len(loader.dataset)} photos)", scores[split])
-        print_statistics(statistics[split])
+        scores[split], statistics[split] = score_split(
+            captioner, split, loader, resident, known, config.beam_sizes, config.max_length, output_folder, **options
+        )
+        print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
     save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
     written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
     if config.calibrate:
@@ -77,11 +77,7 @@ def main(config):
 
 def check(config):
     """:raises UserError: if a setting makes no sense"""
-    if min(config.beam_sizes, default=0) < 1:
-        raise UserError(f"beam_sizes: {config.beam_sizes} found, whole numbers from 1 expected")
-    for split in config.split:
-        if split.upper() not in ("TRAIN", "VAL", "TEST"):
-            raise UserError(f"split: '{split}' found, TRAIN, VAL or TEST expected")
+    check_splits(config.split, config.beam_sizes)
     for name in ("max_length", "batch_size"):
         if getattr(config, name) < 1:
             raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
@@ -89,53 +85,6 @@ def check(config):
         raise UserError(f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected")
     if config.reward and config.normalisation != "reward":
         raise UserError(f"reward: {config.reward} found with --normalisation {config.normalisation}; it needs 'reward'")
-
-
-def default_split(data_folder, data_name):
-    """:return: the split that final scores are taken on: TEST, or VAL where there is none"""
-    has_test = (data_folder / f"TEST_IMAGES_{data_name}.hdf5").exists()
-    return ["TEST"] if has_test else ["VAL"]
-
-
-def training_captions(path):
-    """:return: list of all captions of the training photos, each a list of words; None if there is no such file"""
-    return [caption for photo in load_json(path) for caption in photo["captions"]] if path.exists() else None
-
-
-def score_split(captioner, split, loader, resident, known, config, output_folder):
-    """
-    Caption a split with each beam size, and write the captions, with each photo's own scores for the last beam size.
-
-    :param known: captions of the training set, or None
-    :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
-    """
-    options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
-    options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
-    rows, captions = {}, {}
-    for beam_size in config.beam_sizes:
-        hypotheses, references = captioner.caption_split(loader, beam_size, config.max_length, resident, **options)
-        rows[str(beam_size)], each = metrics.all_scores(references, hypotheses)
-        captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or [])
-        if known is None:
-            del captions[str(beam_size)]["in_training_set"]
-        photos = loader.dataset.references
-        results = [
-            {"image_id": photo["image_id"], "caption": " ".join(words)}
-            for photo, words in zip(photos, hypotheses, strict=True)
-        ]
-        save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
-    save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
-    return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
-
-
-def save_photo_scores(photos, hypotheses, each, path):
-    """Write a CSV: a row for each photo with its caption and its own scores."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(("image", "caption", *PHOTO_METRICS))
-        for photo, words, own in zip(photos, hypotheses, each, strict=True):
-            numbers = (f"{own[metric]:.4f}" for metric in PHOTO_METRICS)
-            table.writerow((photo["file_name"], " ".join(words), *numbers))
 
 
 def calibrate(captioner, open_split, splits, output_folder):
@@ -161,20 +110,6 @@ def calibrate(captioner, open_split, splits, output_folder):
             figure = reliability_diagram(r.confidences, r.accuracies, r.counts, title)
             save_figure(figure, output_folder / f"calibration_{split}_{when}.png")
     return found
-
-
-def print_table(title, rows):
-    """:param rows: dict of beam size -> dict of metric -> value"""
-    print(f"\n{title}\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
-    for beam_size, row in rows.items():
-        print(f"{beam_size:>5}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics.ALL))
-
-
-def print_statistics(statistics):
-    """:param statistics: of `score_split`"""
-    print(f"perplexity of the references: {statistics['perplexity']:.2f}")
-    for beam_size, values in statistics["captions"].items():
-        print(f"beam {beam_size}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from conftest import WORD_MAP
 from PIL import Image
 
 import train
-from caption import Config, find_photos, main
+from caption import Config, main
+from captioned import find_photos
 from captioners import build_decoder
 from encoders import Encoder
 from inference import load_captioner
