@@ -45,12 +45,12 @@ def join_processes(device_name):
             if rank > 0:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
             yield device
-    except (UserError, RuntimeError) as error:
-        if not isinstance(error, UserError) and not is_lost_contact(error):
+    except (UserError, KeyboardInterrupt, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_lost_contact(error):
             raise
         if store.add("complaints", 1) > 1:  # another process has said why
             sys.exit(2)
-        if isinstance(error, UserError):
+        if not isinstance(error, RuntimeError):
             raise
         raise UserError(
             "another process of this run has ended, so the run ends here; what it said, if anything, stands above; go "
@@ -145,6 +145,15 @@ def from_first(value):
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def highest(*numbers):
+    """:return: in all processes, for each number the highest that a process gives, as an int"""
+    if not is_joined():
+        return numbers
+    numbers = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
 
 
 def average(tensor):

@@ -3,14 +3,14 @@ Everything that training changes, in one place: built from train.py's config, sa
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from augmentation import Augmentation
 from captioners import SETTINGS, build_decoder
-from distributed import wrap
+from distributed import average, gather, get_rank, wrap
 from encoders import Encoder
 from losses import CaptionLoss
 from schedules import Schedule
@@ -51,11 +51,16 @@ class Run:
     writer: SummaryWriter | None = None  # TensorBoard's, once the training begins
     step: int = 0  # of the optimizer, done so far
     epoch: int = 0  # done so far
+    batch: int = 0  # of the epoch under way, done so far
+    losses: list = field(default_factory=list)  # of the batches since they were last printed, 0-d tensors
+    accuracies: list = field(default_factory=list)  # the same
     best_score: float = -1.0
     epochs_since_best: int = 0
 
     PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
-    PROGRESS = ("step", "epoch", "best_score", "epochs_since_best")
+    PROGRESS = ("step", "epoch", "batch", "best_score", "epochs_since_best")
+    READINGS = ("losses", "accuracies")
+    ORDER = ("batch_size", "accumulate", "image_major", "bucket", "seed")  # settings that say what the next batch is
 
     def may_cache(self, steps):
         """:return: dict of split -> whether cached features will do for the next `steps` of the optimizer"""
@@ -81,28 +86,44 @@ class Run:
         best = score > self.best_score
         self.best_score = max(score, self.best_score)
         self.epochs_since_best = 0 if best else self.epochs_since_best + 1
-        self.epoch += 1
+        self.epoch, self.batch = self.epoch + 1, 0
         if self.schedule.after_validation(score):
             print("No better for a while: the learning rates drop")
         return best
 
+    def check_weights(self):
+        """:raises UserError: if weights or running means are not finite: such a checkpoint would be of no use"""
+        for part in (self.encoder, self.decoder):
+            for name, tensor in part.state_dict().items():
+                if not tensor.isfinite().all():
+                    raise UserError(
+                        f"{type(part).__name__}: {name} is not finite at step {self.step}; nothing is saved, --resume "
+                        "the last checkpoint with lower learning rates"
+                    )
+
     def state_dict(self):
-        """:return: a checkpoint's content, of plain types only"""
+        """:return: a checkpoint's content, of plain types only; to be called by all processes together"""
         return {
             **{name: getattr(self, name).state_dict() for name in self.PARTS},
             "config": dataclasses.asdict(self.config),
             "word_map": self.word_map,
             "image_size": self.image_size,
             "progress": {name: getattr(self, name) for name in self.PROGRESS},
-            "random_state": torch.get_rng_state(),
-            "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "readings": {name: average(torch.tensor(getattr(self, name))).tolist() for name in self.READINGS},
+            "random_states": gather(self.random_state()),
         }
+
+    def random_state(self):
+        """:return: dict of this process's states of torch's generators: of the CPU, and of its GPU, or None"""
+        on_gpu = self.device.type == "cuda"
+        return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state(self.device) if on_gpu else None}
 
     def load_state_dict(self, checkpoint):
         """Go on where a checkpoint stopped."""
         if checkpoint["word_map"] != self.word_map:
             raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
-        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS):
+        within_epoch = checkpoint["progress"].get("batch", 0) > 0
+        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS, *self.ORDER * within_epoch):
             found, expected = getattr(self.config, name), checkpoint["config"].get(name)
             if found != expected:
                 raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
@@ -110,10 +131,13 @@ class Run:
             for name in self.PARTS:
                 getattr(self, name).load_state_dict(checkpoint[name])
             for name in self.PROGRESS:
-                setattr(self, name, checkpoint["progress"][name])
-            torch.set_rng_state(checkpoint["random_state"])
-            if len(checkpoint["gpu_random_states"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(checkpoint["gpu_random_states"])
+                setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
+            for name, readings in checkpoint.get("readings", {}).items():
+                setattr(self, name, list(torch.tensor(readings, device=self.device)))
+            for state in checkpoint["random_states"][get_rank() :][:1]:  # none, if there are more processes now
+                torch.set_rng_state(state["cpu"])
+                if state["gpu"] is not None and self.device.type == "cuda":
+                    torch.cuda.set_rng_state(state["gpu"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
