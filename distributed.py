@@ -9,6 +9,7 @@ one process, and every function here leaves things as they are.
 
 import contextlib
 import os
+import signal
 import sys
 from datetime import timedelta
 from typing import NamedTuple
@@ -49,7 +50,7 @@ def join_processes(device_name):
         if isinstance(error, RuntimeError) and not is_lost_contact(error):
             raise
         if store.add("complaints", 1) > 1:  # another process has said why
-            sys.exit(2)
+            sys.exit(128 + getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else 2)
         if not isinstance(error, RuntimeError):
             raise
         raise UserError(

@@ -72,10 +72,10 @@ def as_process(rank, port, function, *arguments):
 
 
 def write_files(folder):
-    """Files of create_input_files.py: 11 photos with 3 captions for training, 5 for validation."""
+    """Files of create_input_files.py: 27 photos with 3 captions for training, 5 for validation."""
     random = np.random.default_rng(3)
     folder.mkdir()
-    for split, photos in (("TRAIN", 11), ("VAL", 5)):
+    for split, photos in (("TRAIN", 27), ("VAL", 5)):
         lengths = random.integers(3, 9, photos * 3).tolist()  # with <start> and <end>
         rows = [[8, *random.integers(1, 7, n - 2).tolist(), 9] + [0] * (9 - n) for n in lengths]
         words = {index: word for word, index in WORD_MAP.items()}
@@ -140,10 +140,10 @@ def compare(two_processes, folder, name, **settings):
 
 
 def test_two_processes_train_as_one_does_for_50_steps_and_caption_the_same(two_processes, folder):
-    # 33 captions in batches of 8: in the last step of each epoch the second process has nothing.
-    configs, losses, captions = compare(two_processes, folder, "frozen", epochs=10)
-    assert len(losses) == 50 and losses[-5:].mean() < losses[:5].mean() - 0.1
-    assert len(captions) == 10 and len(captions[-1][1]) == 5
+    # 81 captions in batches of 8: in the last step of each epoch the second process has nothing.
+    configs, losses, captions = compare(two_processes, folder, "frozen", epochs=5)
+    assert len(losses) == 55 and losses[-5:].mean() < losses[:5].mean() - 0.1
+    assert len(captions) == 5 and len(captions[-1][1]) == 5
     one, two = (load_checkpoint(f"{config.run_folder}/last.pth") for config in configs)
     assert list(one["decoder"]) == list(two["decoder"])  # not as DistributedDataParallel names them
     one["decoder"].pop("attention.full_att.bias")  # a softmax does not feel it: its gradient is but rounding
@@ -159,9 +159,9 @@ def test_two_processes_train_as_one_does_for_50_steps_and_caption_the_same(two_p
 
     # What two began, one goes on with.
     config = train.Config(**TINY, data_folder=str(folder / "data"), resume=f"{configs[1].run_folder}/last.pth")
-    config.epochs, config.run_folder = 11, str(folder / "gone on")
+    config.epochs, config.run_folder = 6, str(folder / "gone on")
     train.main(config)
-    assert load_checkpoint(folder / "gone on/last.pth")["progress"]["step"] == 55
+    assert load_checkpoint(folder / "gone on/last.pth")["progress"]["step"] == 66
 
 
 def test_the_same_with_accumulation_hard_attention_and_an_encoder_that_joins_in(two_processes, folder):
@@ -225,6 +225,29 @@ def test_reinforce_and_its_baseline_are_those_of_the_whole_batch(two_processes):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+def accumulate():
+    """:return: this process's gradient after a pass that keeps it, and after one that exchanges it; a buffer"""
+    with distributed.join_processes("cpu"):
+        model = distributed.wrap(torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1, bias=False)), True)
+        gradients = []
+        for now in (False, True):
+            with distributed.exchange(model, now):
+                model(torch.tensor([[1.0], [-1.0]])).mul(
+                    torch.tensor([[distributed.get_rank() + 1.0], [0.0]])
+                ).sum().backward()
+            gradients.append(model.module[1].weight.grad.item())
+        model.module[0].running_mean.fill_(distributed.get_rank() + 5)
+        distributed.copy_buffers(model)
+        return gradients, model.module[0].running_mean.item()
+
+
+def test_gradients_are_exchanged_once_for_a_step_and_statistics_before_validation(two_processes):
+    (first, buffer), (second, other_buffer) = two_processes(accumulate)
+    assert first == pytest.approx([1, 3], rel=1e-4)  # own; own and own, other and other: (1 + 1 + 2 + 2) / 2
+    assert second == pytest.approx([2, 3], rel=1e-4)
+    assert buffer == other_buffer == 5
+
+
 def talk():
     with distributed.join_processes("cpu"):
         print("words")
@@ -258,6 +281,46 @@ def test_one_process_alone_is_left_as_it_is():
 
 
 # Faults
+
+SETTINGS = {**TINY, "dropout": 0.5, "epochs": 2, "stop_patience": 100}
+
+
+def train_until(config, stop_at):
+    """Train; the second process gets a signal within a step; :return: exit code and errors"""
+    forward_backward = train.forward_backward
+
+    def with_signal(run, *rest):
+        if run.step == stop_at and not distributed.is_first():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward_backward(run, *rest)
+
+    train.forward_backward = with_signal
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            run_script(lambda _: train.main(config), train.Config, [])
+    except SystemExit as end:
+        return end.code, errors.getvalue()
+    finally:
+        train.forward_backward = forward_backward
+    return 0, errors.getvalue()
+
+
+def test_a_signal_to_one_process_saves_and_ends_all_and_they_go_on_as_if_it_had_not_been(two_processes, folder):
+    config = train.Config(**SETTINGS, data_folder=str(folder / "data"), run_folder=str(folder / "left alone"))
+    assert two_processes(train_until, config, None) == [(0, ""), (0, "")]
+    config.run_folder = str(folder / "stopped")
+    results = two_processes(train_until, config, 15)
+    lines = "".join(errors for _, errors in results).splitlines()
+    assert len(lines) == 1 and lines[0].startswith("stopped by SIGTERM at step 16; go on with --resume ")
+    assert [code for code, _ in results] == [143, 143]
+    config.resume = "auto"
+    assert two_processes(train_until, config, None) == [(0, ""), (0, "")]
+    expected, found = (load_checkpoint(folder / name / "last.pth") for name in ("left alone", "stopped"))
+    assert found["progress"] == expected["progress"] and found["progress"]["step"] == 22
+    one, other = (state["cpu"] for state in found["random_states"])
+    assert not torch.equal(one, other)  # each draws its own dropout
+    for name, weight in expected["decoder"].items():
+        assert torch.equal(found["decoder"][name], weight)
 
 
 def listen_to_script(*arguments):
