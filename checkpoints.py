@@ -97,14 +97,14 @@ class RunFolder:
         :raises UserError: if the disk is full, or if weights are not finite; the files are then as they were
         """
         content = run.state_dict()
+        if is_first():
+            self.write(run, content, best)
         self.saved_step, self.saved_time = run.step, time.monotonic()
-        if not is_first():
-            return
+
+    def write(self, run, content, best):
+        """Write the files of `save`."""
         run.check_weights()
-        try:
-            run.writer.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: the curves could not be written ({error.strerror or error})") from error
+        run.writer.flush()
         content["curves"] = {path.name: path.stat().st_size for path in self.path.glob(CURVES)}
         if best:
             save_checkpoint(content, self.best)

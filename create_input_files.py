@@ -53,7 +53,7 @@ def main(config):
     check(config)
     output_folder = Path(config.output_folder or f"data/{config.dataset}")
     base = f"{config.dataset}_{config.captions_per_image}_cap_per_img_{config.min_word_freq}_min_word_freq"
-    remove_leftovers(output_folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)|dataset_shapes\.json")
+    remove_leftovers(output_folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)")
 
     annotations = config.annotations or [create_shapes(output_folder, seed=config.seed)]
     annotations = [annotations] if isinstance(annotations, str | Path) else annotations

@@ -1,6 +1,7 @@
 """What every script shares: clear errors, files that are whole or absent, seeds, checkpoints."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -20,6 +22,9 @@ try:
     import fcntl
 except ImportError:  # Windows: there what a killed run left behind is not told from what another is writing
     fcntl = None
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -48,13 +53,18 @@ def run_script(main, config_class, args=None):
     Exits with 2 and one line on the error stream after a UserError, with 130 after Ctrl-C, with 143 after SIGTERM; any
     other exception keeps its traceback.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in large pages, a fifth off a step
 
     def stop(number, _):  # an exception, as Ctrl-C is: temporary files and workers are cleaned away
         raise Stopped(number)
 
+    def excepthook(args):  # TensorBoard writes in a thread, and raises the same again in ours
+        if getattr(args.exc_value, "errno", None) not in FULL_DISK:
+            threading.__excepthook__(args)
+
     before = signal.signal(signal.SIGTERM, stop)
+    threading.excepthook = excepthook
     config = None
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in large pages, a fifth off a step
     try:
         config = parse_args(config_class, args)
         main(config)
@@ -64,11 +74,17 @@ def run_script(main, config_class, args=None):
         last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
         print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"error: {error}; make room on the disk and run it again", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as reason:
         print(str(reason) or "stopped", file=sys.stderr)
         sys.exit(128 + getattr(reason, "number", signal.SIGINT))
     finally:
         signal.signal(signal.SIGTERM, before)
+        threading.excepthook = threading.__excepthook__
 
 
 def parse_args(config_class, args=None):
