@@ -222,7 +222,7 @@ class BatchOrder(Sampler):
 
     def has_share(self, i):
         """:return: whether this process has a share of the epoch's batch i; if not, what it gets must not count"""
-        return self.rank < len(self.lengths) - i * self.batch_size
+        return self.rank < min(self.batch_size, len(self.lengths) - i * self.batch_size)
 
 
 def load_word_map(path):

@@ -356,6 +356,7 @@ def check(config):
         if getattr(config, name) <= 0:
             raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
     ranges = {
+        "batch_size": (distributed.get_world_size(), 10**6),  # one for each process
         "save_minutes": (0, 10**6),
         "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
         "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
