@@ -280,6 +280,28 @@ def test_one_process_alone_is_left_as_it_is():
     assert distributed.gather(5) == distributed.gather_at_first(5) == [5] and distributed.from_first(5) == 5
 
 
+def test_each_process_takes_the_gpu_of_its_number_and_no_more_processes_than_gpus_are_let_in(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.choose_own_device("auto") == torch.device("cuda", 1) and chosen == [1]
+    assert distributed.choose_own_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="^nproc_per_node: more than 2 found"):
+        distributed.choose_own_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train(two_processes, folder):
+    config = train.Config(**TINY, data_folder=str(folder / "data"), run_folder=str(folder / "gpus"), epochs=2)
+    config.device = "auto"
+    two_processes(train_and_listen, config)
+    assert np.isfinite(curve(folder / "gpus", "train/cross_entropy")).all()
+    assert load_checkpoint(folder / "gpus/last.pth")["progress"]["step"] == 22
+
+
 # Faults
 
 SETTINGS = {**TINY, "dropout": 0.5, "epochs": 2, "stop_patience": 100}
