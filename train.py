@@ -84,7 +84,7 @@ class Config:
     decoder_lr: float = 4e-4  # learning rate of the decoder
     embedding_lr: float | None = None  # learning rate of the word embeddings; default that of the decoder
     weight_decay: float = 0.0  # pull of all weights towards 0
-    clip: str = "value"  # of gradients: 'value' each number (the tutorial's), 'norm' their length (Pascanu 2013), 'none'
+    clip: str = "value"  # of gradients: 'value' each number (tutorial), 'norm' their length (Pascanu 2013), 'none'
     clip_at: float = 5.0  # largest absolute value, or norm, of the gradients
     schedule: str = "plateau"  # of the learning rates: 'none', 'steps', 'plateau', 'exponential', 'cosine', 'one_cycle'
     warmup_steps: int = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
