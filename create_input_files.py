@@ -27,7 +27,7 @@ from tqdm import tqdm
 from annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from photos import photo_reader
 from shapes import create_shapes
-from utils import UserError, atomic_path, new_hdf5, run_script
+from utils import UserError, atomic_path, new_hdf5, remove_leftovers, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
@@ -53,7 +53,7 @@ def main(config):
     check(config)
     output_folder = Path(config.output_folder or f"data/{config.dataset}")
     base = f"{config.dataset}_{config.captions_per_image}_cap_per_img_{config.min_word_freq}_min_word_freq"
-    remove_stale_temporaries(output_folder, base)
+    remove_leftovers(output_folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)")
 
     annotations = config.annotations or [create_shapes(output_folder, seed=config.seed)]
     annotations = [annotations] if isinstance(annotations, str | Path) else annotations
@@ -104,14 +104,6 @@ def make_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_folder: {folder} cannot be made ({error.strerror}); give another one") from None
-
-
-def remove_stale_temporaries(folder, base):
-    """Remove what a run of the same name left behind when it was killed: `.<name>.<process id>.tmp`."""
-    ours = re.compile(rf"\.+[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)\.[\d.tmp]+")
-    for path in folder.glob(".*.tmp"):
-        if ours.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 class Report:
@@ -291,7 +283,7 @@ def write_images(path, photos, pixels, config, report):
 
 def shorten(path, count):
     """Keep the first `count` photos of an HDF5 file: how many can be read is known only in the end."""
-    with atomic_path(path) as temporary, h5py.File(path) as old, new_hdf5(temporary) as new:
+    with atomic_path(path) as temporary, h5py.File(path, locking=False) as old, new_hdf5(temporary) as new:
         new.attrs.update(old.attrs)
         images = new.create_dataset("images", (count, *old["images"].shape[1:]), dtype=np.uint8)
         for i in range(0, count, 256):

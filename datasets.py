@@ -271,7 +271,7 @@ def open_hdf5(path, name):
             f"{path}: no such file; make it with create_input_files.py, or mend --data_folder or --data_name"
         )
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # files never change once they have their name
     except OSError as error:
         raise UserError(f"{path}: is not a whole HDF5 file ({error}); make it again") from None
     if name not in file or file[name].ndim != 4 or len(file[name]) == 0:

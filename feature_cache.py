@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import map_rows, open_hdf5
-from utils import UserError, atomic_path, new_hdf5
+from utils import UserError, atomic_path, new_hdf5, remove_leftovers
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
 
         shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
+        remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
         free = shutil.disk_usage(path.parent).free
         print(f"Caching the features of {len(images)} photos: {size / 1e9:.2f} GB in {path}")
         if size > 0.98 * free:
@@ -86,7 +87,7 @@ def read_images(images, start, end):
 def is_whole(path, num_photos):
     """:return: whether the file can be read and has a row for each photo"""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return len(file["features"]) == num_photos
     except (OSError, KeyError):  # missing or damaged: it is computed again
         return False

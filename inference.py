@@ -157,15 +157,41 @@ def load_captioner(path=None, device="cpu"):
 def load_model(path, device):
     """:return: the `Captioner` of one checkpoint, in eval mode, and the checkpoint"""
     checkpoint = load_checkpoint(path)
+    return build_captioner(checkpoint, path, device), checkpoint
+
+
+def build_captioner(checkpoint, source, device="cpu"):
+    """
+    :param checkpoint: as `utils.load_checkpoint` gives it
+    :param source: its path, for messages
+    :return: its `Captioner`, in eval mode
+    :raises UserError: if its config names no model, or its weights do not fit that model
+    """
     config = checkpoint["config"]
-    encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config["encoder_dim"])
-    decoder = build_decoder(config, len(checkpoint["word_map"]), encoder.encoder_dim)
+
+    def build():
+        encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config["encoder_dim"])
+        return encoder, build_decoder(config, len(checkpoint["word_map"]), encoder.encoder_dim)
+
     try:
-        encoder.load_state_dict(checkpoint["encoder"])
-        decoder.load_state_dict(checkpoint["decoder"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the model that its config names ({error})") from error
-    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"]), checkpoint
+        with torch.device("meta"):  # shapes only: a config may name sizes that no memory holds
+            for module, name in zip(build(), ("encoder", "decoder"), strict=True):
+                check_weights(module, checkpoint[name], name)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    encoder, decoder = build()
+    encoder.load_state_dict(checkpoint["encoder"])
+    decoder.load_state_dict(checkpoint["decoder"])
+    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"])
+
+
+def check_weights(module, state_dict, name):
+    """:raises UserError: if a state dict does not fit the module, which may be on the meta device"""
+    own = module.state_dict()
+    for key in [*own, *state_dict]:
+        found, expected = ("none" if key not in tensors else tuple(tensors[key].shape) for tensors in (state_dict, own))
+        if found != expected:
+            raise UserError(f"{name}: '{key}' has shape {found}, the model that its config names needs {expected}")
 
 
 def newest_checkpoint(folder="runs"):

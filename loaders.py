@@ -2,6 +2,8 @@
 Which batches a loop reads: photos, or a frozen encoder's features from the cache; where they are kept.
 """
 
+import signal
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -37,6 +39,13 @@ def build_loader(
         batches = {"batch_size": batch_size, "sampler": range(max(1, round(share * len(dataset))))}
     loader = DataLoader(
         dataset, **batches, collate_fn=dataset.collate, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0, generator=torch.Generator(),  # of its own: a resumed run draws the same dropout
+        persistent_workers=workers > 0, worker_init_fn=leave_signals,
+        generator=torch.Generator(),  # of its own: a resumed run draws the same dropout
     )  # fmt: skip
     return loader, resident
+
+
+def leave_signals(_):
+    """In a worker: the main process decides what Ctrl-C and SIGTERM mean; its workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

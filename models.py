@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from encoders import Encoder, resize_grid
-from recurrent import gather_weight_gradients
+from recurrent import shared_products
 from utils import UserError
 
 __all__ = [
@@ -113,14 +113,13 @@ class CaptionDecoder(nn.Module):
         order = order.to(features.device)
         encoded_captions = encoded_captions[order]
 
-        if image_rows is None:
-            state = self.init_state(features[order])
-        else:  # several captions share a photo: what depends on the photo alone is computed once for all of them
-            image_rows = image_rows.to(features.device)[order]
-            state = tuple(part[image_rows] for part in self.init_state(features))
-
         outputs, alphas, log_probs = [], [], []
-        with gather_weight_gradients():  # one gradient for each weight, not one at every timestep
+        with shared_products():  # one gradient for each weight, not one at every timestep
+            if image_rows is None:
+                state = self.init_state(features[order])
+            else:  # several captions share a photo: what depends on the photo alone is computed once for all of them
+                image_rows = image_rows.to(features.device)[order]
+                state = tuple(part[image_rows] for part in self.init_state(features))
             for t, n in enumerate(batch_sizes):
                 words = encoded_captions[:n, t]  # (n,)
                 if t > 0 and teacher_forcing < 1:
@@ -131,13 +130,14 @@ class CaptionDecoder(nn.Module):
                 outputs.append(output)  # (n, output_dim)
                 alphas.append(alpha)  # (n, P) or None
                 log_probs.append(self.location_log_prob(state))  # (n,) or None
+            scores = self.scores(torch.cat(outputs))  # one matrix product for all timesteps
 
         targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
         if alphas[0] is not None:
             alphas = PackedSequence(torch.cat(alphas), targets.batch_sizes)
             alphas = pad_packed_sequence(alphas, batch_first=True)[0]  # (N, T, P)
         return Decoded(
-            scores=self.scores(torch.cat(outputs)),  # one matrix product for all timesteps
+            scores=scores,
             targets=targets.data,
             alphas=None if isinstance(alphas, list) else alphas,
             batch_sizes=batch_sizes,
@@ -342,7 +342,7 @@ def run_lstm(cells, x, hidden, cell):
     """
     new_hidden, new_cell = [], []
     for layer, lstm in enumerate(cells):
-        # What lstm(x, (h, c)) computes, written out so that gather_weight_gradients sees its matrix products.
+        # What lstm(x, (h, c)) computes, written out so that shared_products sees its matrix products.
         h, c = hidden[:, layer], cell[:, layer]  # (N, decoder_dim)
         gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(h, lstm.weight_hh, lstm.bias_hh)
         i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each

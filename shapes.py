@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from utils import UserError, load_json, run_script, save_json
+from utils import UserError, load_json, remove_leftovers, run_script, save_json
 
 IMAGE_SIZE = 256  # pixels
 SUPERSAMPLE = 4  # shapes are drawn this much larger, then reduced: smooth edges
@@ -117,6 +117,7 @@ def create_shapes(folder, num_train=3500, num_val=500, num_test=500, seed=0):
         if value < 0:
             raise UserError(f"{field}: {value} given, expected 0 or more")
     path, image_folder = Path(folder) / "dataset_shapes.json", Path(folder) / "images"
+    remove_leftovers(folder, r"dataset_shapes\.json")
     if is_complete(path, image_folder, settings):
         return path
 

@@ -1,34 +1,31 @@
 """
 Train a captioner: edit the hyperparameters below and run `python train.py`, or override them for one run with
-`--name value`. Everything goes into the run's folder: checkpoints (last.pth, best.pth) and TensorBoard's curves.
+`--name value`. Everything goes into the run's folder: checkpoints (last.pth, previous.pth, best.pth), TensorBoard's
+curves, and what is needed to do the same again.
 """
 
+import contextlib
 import math
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metrics
 from augmentation import says_left_or_right
+from checkpoints import RunFolder
 from datasets import BatchOrder, CaptionDataset, open_hdf5
+from faults import FiniteCheck, Postponed
 from figures import attention_figure
 from inference import Captioner
 from loaders import build_loader
 from losses import top_k_accuracy
 from schedules import SCHEDULES, TEACHER_FORCING, teacher_forcing
 from training import start_run
-from utils import (
-    UserError,
-    choose_device,
-    load_checkpoint,
-    run_script,
-    save_checkpoint,
-    seed_everything,
-)
+from utils import Stopped, UserError, choose_device, run_script, seed_everything
 
 
 @dataclass
@@ -37,7 +34,8 @@ class Config:
     data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
     data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
     run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
-    resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth
+    resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth; 'auto': the folder's, if any
+    save_minutes: float = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
 
     # Encoder
     encoder: str = "resnet101"  # torchvision's name of the network
@@ -93,6 +91,7 @@ class Config:
     schedule_step_size: int = 1000  # steps, exponential: in so many steps
     schedule_cycles: int = 1  # cosine: number of warm restarts, and one
     seed: int = 0  # of the weights, the order of the captions, dropout
+    deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
 
     # Augmentation; any of these turns the feature cache off
     crop_min_scale: float = 1.0  # smallest share of a photo's area that a random crop keeps
@@ -124,10 +123,10 @@ def main(config):
     device = choose_device(config.device)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
-    seed_everything(config.seed)
-    resumed_folder = Path(config.resume).parent if config.resume else None
-    run_folder = Path(config.run_folder or resumed_folder or f"runs/{config.data_name}")
-    checkpoint = load_checkpoint(config.resume) if config.resume else None
+    seed_everything(config.seed, config.deterministic)
+    resumed_folder = Path(config.resume).parent if config.resume not in (None, "auto") else None
+    folder = RunFolder(config.run_folder or resumed_folder or f"runs/{config.data_name}", config.save_minutes)
+    checkpoint = folder.load(config.resume)
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
     order = BatchOrder(captions.item_lengths(), config.batch_size, config.bucket, config.seed)
@@ -135,48 +134,79 @@ def main(config):
     run = start_run(config, captions, device, config.epochs * steps_per_epoch)
     if checkpoint:
         run.load_state_dict(checkpoint)
+        del checkpoint  # as large as the run itself
+    try:
+        train(run, order, steps_per_epoch, folder)
+    except KeyboardInterrupt as reason:  # no step is half done
+        if run.step > folder.saved_step:
+            folder.save(run)
+        where = f" at step {run.step}; go on with --resume {folder.last}" if folder.last.exists() else ""
+        number = getattr(reason, "number", signal.SIGINT)
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}{where}") from None
+    finally:
+        if run.writer:
+            with contextlib.suppress(OSError):  # a full disk, of which an error already tells
+                run.writer.close()
+    print(f"Best val {config.stop_metric} {run.best_score:.4f}" + (f": {folder.best}" if folder.best.exists() else ""))
 
+
+def train(run, order, steps_per_epoch, folder):
+    """
+    Epochs of training, each followed by validation, until their number is reached or scores no longer rise.
+
+    :param run: `Run`
+    :param order: `BatchOrder` of the training captions
+    :param steps_per_epoch: of the optimizer
+    :param folder: `RunFolder`
+    """
+    config = run.config
     loaders, cached = None, None
     while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
-        if cached != run.may_cache(steps_per_epoch):
-            cached = run.may_cache(steps_per_epoch)
+        steps_left = steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
+        if cached != run.may_cache(steps_left):
+            cached = run.may_cache(steps_left)
             loaders = build_loaders(config, run, order, cached)
-        run.writer = run.writer or SummaryWriter(run_folder)
-        order.set_epoch(run.epoch)
+        run.writer = run.writer or folder.begin(config, run.step)
+        order.set_epoch(run.epoch, start=run.batch)
         start = time.time()
-        train_one_epoch(run, *loaders["TRAIN"])
+        with Postponed() as stop:
+            train_one_epoch(run, *loaders["TRAIN"], folder, stop)
         seconds = time.time() - start
 
-        score = validate(run, *loaders["VAL"])
-        best = run.finish_epoch(score)
-        print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} (beam {config.val_beam_size})"
-              f"{', the best so far' if best else ''}")  # fmt: skip
-        save_checkpoint(run.state_dict(), run_folder / "last.pth")
-        if best:
-            save_checkpoint(run.state_dict(), run_folder / "best.pth")
-    if run.writer:
-        run.writer.close()
-    best_file = run_folder / "best.pth"
-    print(f"Best val {config.stop_metric} {run.best_score:.4f}" + (f": {best_file}" if best_file.exists() else ""))
+        with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
+            scores, figure = validate(run, *loaders["VAL"])
+        with Postponed():
+            for metric, value in scores.items():
+                run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
+            run.writer.add_figure("val/attention", figure, run.epoch + 1)
+            score = scores[config.stop_metric]
+            best = run.finish_epoch(score)
+            print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
+                  f"(beam {config.val_beam_size}){', the best so far' if best else ''}")  # fmt: skip
+            folder.save(run, best)
 
 
-def train_one_epoch(run, loader, resident):
+def train_one_epoch(run, loader, resident, folder, stop):
     """
-    One pass over the captions: forward, backward, clip, step.
+    One pass over the captions, or what is left of it: forward, backward, clip, step.
 
     :param run: `Run`
     :param loader: DataLoader of training batches
     :param resident: features of all photos that are on the GPU already, or None
-    :raises UserError: if the loss is not finite
+    :param folder: `RunFolder`, where checkpoints go when they are due
+    :param stop: `Postponed`; once its signal has come, no further step is made
+    :raises UserError: if the loss or gradients are not finite
     """
     config = run.config
     run.encoder.train(), run.decoder.train(), run.loss_function.train()
     trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    losses, accuracies = [], []
-    for i, batch in enumerate(
-        bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=None)
-    ):
+    finite = FiniteCheck(loader.dataset, run.scaler)
+    bar = tqdm(
+        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False, disable=None
+    )
+    for i, batch in enumerate(bar, start=run.batch):
         run.unfreeze_encoder_in_time()
+        rate = run.optimizer.param_groups[0]["lr"]
         batch = batch.to(run.device, resident)
         images = batch.images
         if run.augmentation.active:
@@ -191,59 +221,68 @@ def train_one_epoch(run, loader, resident):
         first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
         window = min(config.accumulate, len(loader) - first)
         run.scaler.scale(loss / window).backward()
-        losses.append(cross_entropy)
-        accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
+        finite.add_batch(batch.photos, loss)
+        run.losses.append(cross_entropy)
+        run.accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
 
-        if (i + 1) % config.accumulate == 0 or i + 1 == len(loader):
+        stepped = (i + 1) % config.accumulate == 0 or i + 1 == len(loader)
+        if stepped:
             run.scaler.unscale_(run.optimizer)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
             if config.clip == "value":
                 torch.nn.utils.clip_grad_value_(trained, config.clip_at)
             elif config.clip == "norm":
-                torch.nn.utils.clip_grad_norm_(trained, config.clip_at)
+                torch.nn.utils.clip_grads_with_norm_(trained, config.clip_at, norm)
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad(set_to_none=True)
             run.schedule.step()
             run.step += 1
+            run.batch = i + 1
+            finite.add_step(run.step, rate, norm)
 
-        if (i + 1) % config.print_every == 0 or i + 1 == len(loader):  # reading numbers makes a GPU wait
-            mean_loss, accuracy = torch.stack(losses).mean().item(), torch.stack(accuracies).mean().item()
-            losses, accuracies = [], []
-            rate = run.optimizer.param_groups[0]["lr"]
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"loss: is {mean_loss} at step {run.step}, with learning rate {rate:.2g}; lower the learning rates "
-                    "or --clip_at; the last checkpoint is sound"
-                )
+        reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
+        leaving = stepped and stop.number is not None
+        saving = stepped and folder.is_due()
+        if reading or saving or leaving or run.device.type == "cpu":  # reading numbers makes a GPU wait
+            finite.check()
+        if reading:
+            mean_loss, accuracy = mean_of_finite(run.losses), mean_of_finite(run.accuracies)
+            run.losses, run.accuracies = [], []
             run.writer.add_scalar("train/cross_entropy", mean_loss, run.step)
             run.writer.add_scalar("train/top5_accuracy", accuracy, run.step)
             run.writer.add_scalar("train/learning_rate", rate, run.step)
             bar.set_postfix(loss=f"{mean_loss:.3f}", top5=f"{accuracy:.1%}")
+        if leaving:
+            return
+        if saving:
+            folder.save(run)
+
+
+def mean_of_finite(readings):
+    """:return: mean of a list of 0-d tensors, without those of steps that the scaler skipped"""
+    values = torch.stack(readings)
+    return values[values.isfinite()].mean().item()
 
 
 def validate(run, loader, resident):
     """
     Let the model caption the validation photos by itself, without true words to lean on.
 
-    :return: the config's `stop_metric`; all scores and an attention figure go to TensorBoard
+    :return: dict of metric -> score, the config's `stop_metric` among them; an attention figure of one photo
     """
     captioner = Captioner(run.encoder, run.decoder, run.word_map)
     with run.autocast:
         hypotheses, references = captioner.caption_split(loader, run.config.val_beam_size, resident=resident)
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted))
-    for metric, value in scores.items():
-        run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
 
     with open_hdf5(loader.dataset.image_file, "images") as file:
         photo = file["images"][0]  # (3, S, S)
     [[best]] = captioner.search(torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, keep_alphas=True)
     words = captioner.sentence(best)
-    figure = attention_figure(
-        photo.transpose(1, 2, 0), words, None if best.alphas is None else best.alphas[: len(words)]
-    )
-    run.writer.add_figure("val/attention", figure, run.epoch + 1)
-    return scores[run.config.stop_metric]
+    alphas = None if best.alphas is None else best.alphas[: len(words)]
+    return scores, attention_figure(photo.transpose(1, 2, 0), words, alphas)
 
 
 def build_loaders(config, run, order, cached):
@@ -277,6 +316,7 @@ def check(config):
         if getattr(config, name) <= 0:
             raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
     ranges = {
+        "save_minutes": (0, 10**6),
         "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
         "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
     }  # fmt: skip

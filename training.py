@@ -3,7 +3,7 @@ Everything that training changes, in one place: built from train.py's config, sa
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -37,11 +37,16 @@ class Run:
     writer: SummaryWriter | None = None  # TensorBoard's, once the training begins
     step: int = 0  # of the optimizer, done so far
     epoch: int = 0  # done so far
+    batch: int = 0  # of the epoch under way, done so far
+    losses: list = field(default_factory=list)  # of the batches since they were last printed, 0-d tensors
+    accuracies: list = field(default_factory=list)  # the same
     best_score: float = -1.0
     epochs_since_best: int = 0
 
     PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
-    PROGRESS = ("step", "epoch", "best_score", "epochs_since_best")
+    PROGRESS = ("step", "epoch", "batch", "best_score", "epochs_since_best")
+    READINGS = ("losses", "accuracies")
+    ORDER = ("batch_size", "accumulate", "image_major", "bucket", "seed")  # settings that say what the next batch is
 
     def may_cache(self, steps):
         """:return: dict of split -> whether cached features will do for the next `steps` of the optimizer"""
@@ -60,10 +65,20 @@ class Run:
         best = score > self.best_score
         self.best_score = max(score, self.best_score)
         self.epochs_since_best = 0 if best else self.epochs_since_best + 1
-        self.epoch += 1
+        self.epoch, self.batch = self.epoch + 1, 0
         if self.schedule.after_validation(score):
             print("No better for a while: the learning rates drop")
         return best
+
+    def check_weights(self):
+        """:raises UserError: if weights or running means are not finite: such a checkpoint would be of no use"""
+        for part in (self.encoder, self.decoder):
+            for name, tensor in part.state_dict().items():
+                if not tensor.isfinite().all():
+                    raise UserError(
+                        f"{type(part).__name__}: {name} is not finite at step {self.step}; nothing is saved, --resume "
+                        "the last checkpoint with lower learning rates"
+                    )
 
     def state_dict(self):
         """:return: a checkpoint's content, of plain types only"""
@@ -73,6 +88,7 @@ class Run:
             "word_map": self.word_map,
             "image_size": self.image_size,
             "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "readings": {name: [reading.item() for reading in getattr(self, name)] for name in self.READINGS},
             "random_state": torch.get_rng_state(),
             "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -81,7 +97,8 @@ class Run:
         """Go on where a checkpoint stopped."""
         if checkpoint["word_map"] != self.word_map:
             raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
-        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS):
+        within_epoch = checkpoint["progress"].get("batch", 0) > 0
+        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS, *self.ORDER * within_epoch):
             found, expected = getattr(self.config, name), checkpoint["config"].get(name)
             if found != expected:
                 raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
@@ -89,7 +106,9 @@ class Run:
             for name in self.PARTS:
                 getattr(self, name).load_state_dict(checkpoint[name])
             for name in self.PROGRESS:
-                setattr(self, name, checkpoint["progress"][name])
+                setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
+            for name, readings in checkpoint.get("readings", {}).items():
+                setattr(self, name, list(torch.tensor(readings, device=self.device)))
             torch.set_rng_state(checkpoint["random_state"])
             if len(checkpoint["gpu_random_states"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(checkpoint["gpu_random_states"])
