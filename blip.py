@@ -9,6 +9,7 @@ our own models are. It needs `pip install -r requirements-blip.txt`; nothing els
 """
 
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from captioned import (
     write_captions,
 )
 from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
+from faults import FiniteCheck, Postponed
 from loaders import build_loader
 from scoring import check_splits, default_split, print_split, score_split, training_captions
 from utils import (
@@ -38,7 +40,6 @@ from utils import (
     choose_device,
     load_tensors,
     run_script,
-    save_checkpoint,
     save_json,
     seed_everything,
 )
@@ -46,7 +47,8 @@ from utils import (
 try:
     import transformers
 except ImportError:
-    raise SystemExit("error: blip.py needs transformers; pip install -r requirements-blip.txt") from None
+    print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
+    sys.exit(2)
 
 from blip_model import IGNORED, load_blip, new_blip
 from blip_training import start_run
@@ -63,6 +65,7 @@ class Finetune:
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
     resume: bool = False  # go on with the run whose training.pth is in output_folder
+    save_minutes: float = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
 
     # What is learned
     freeze_vision: bool = False  # train the text transformer alone
@@ -77,7 +80,7 @@ class Finetune:
     lr: float = 1e-5  # highest learning rate (1e-5 in the paper)
     warmup_share: float = 0.05  # share of the run in which the learning rate rises
     weight_decay: float = 0.05  # pull of all weights towards 0 (0.05 in the paper)
-    clip_norm: float = 1.0  # largest length of the gradient
+    clip_at: float = 1.0  # largest norm of the gradients
     seed: int = 0  # of the order of the photos, the captions that are drawn, dropout
 
     # Validation, after each epoch, on captions that the model writes by itself
@@ -92,7 +95,6 @@ class Finetune:
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
     gradient_checkpointing: bool = False  # compute each layer twice rather than remember it: less memory, more time
     workers: int = 0  # processes that read batches ahead; 0 reads in the training process
-    save_every: int = 0  # steps of the optimizer after which training.pth is also written; 0: only after each epoch
     print_every: int = 100  # batches between two readings of the loss
 
 
@@ -171,38 +173,43 @@ def finetune(config):
     if state:
         run.load_state_dict(state)
     while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
-        run.writer = run.writer or SummaryWriter(folder / "curves")
-        order.set_epoch(run.epoch, run.batch)
+        run.writer = run.writer or SummaryWriter(folder / "curves", purge_step=run.step + 1)
+        order.set_epoch(run.epoch, start=run.batch)
         start = time.time()
-        train_one_epoch(run, train_loader, folder)
+        with Postponed() as stop:
+            train_one_epoch(run, train_loader, folder, stop)
         seconds = time.time() - start
         score = validate(run, val_loader)
-        best = run.finish_epoch(score)
-        print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} (beam {config.val_beam_size})"
-              f"{', the best so far' if best else ''}")  # fmt: skip
-        if best:
-            blip.save(folder)
-        save_checkpoint(run.state_dict(), folder / "training.pth")
+        with Postponed():
+            best = run.finish_epoch(score)
+            print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
+                  f"(beam {config.val_beam_size}){', the best so far' if best else ''}", flush=True)  # fmt: skip
+            if best:
+                blip.save(folder)
+            run.save(folder)
     if run.writer:
         run.writer.close()
     print(f"Best val {config.stop_metric} {run.best_score:.4f}: {folder}")
 
 
-def train_one_epoch(run, loader, folder):
+def train_one_epoch(run, loader, folder, stop):
     """
     The rest of one pass over the photos: forward, backward, clip, step.
 
     :param run: `blip_training.Run`
     :param loader: DataLoader of training batches, from where the run stands
-    :param folder: for training.pth
+    :param folder: where the run is saved
+    :param stop: `Postponed`; a signal lets the step end, and the run be saved
     :raises UserError: if the loss is not finite
     """
     config, blip = run.config, run.blip
-    references = loader.dataset.references
     run.train_mode()
-    losses = []
-    for batch in (bar := tqdm(loader, desc=f"epoch {run.epoch + 1}", unit="step", leave=False, disable=None)):
-        captions, rows = run.draw_captions(references, batch.photos)
+    losses, finite = [], FiniteCheck(loader.dataset, run.scaler)
+    bar = tqdm(
+        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False, disable=None
+    )
+    for i, batch in enumerate(bar, start=run.batch):
+        captions, rows = run.draw_captions(loader.dataset.references, batch.photos, i)
         ids, mask = blip.spell(captions, config.max_pieces)  # (N, T) each
         with run.autocast:
             seen = blip.see(batch.images)  # (B, P + 1, dim): each photo is looked at once for all its captions
@@ -210,30 +217,37 @@ def train_one_epoch(run, loader, folder):
         loss = F.cross_entropy(
             scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=config.label_smoothing
         )
-        first = run.batch // config.accumulate * config.accumulate  # of this step of the optimizer
-        window = min(config.accumulate, len(loader) - first)  # the last may be short
-        run.scaler.scale(loss / window).backward()
+        first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
+        run.scaler.scale(loss / min(config.accumulate, len(loader) - first)).backward()
         losses.append(loss.detach())
-        run.batch += 1
+        finite.add_batch(batch.photos, loss)
 
-        if run.batch % config.accumulate == 0 or run.batch == len(loader):
+        stepped = (i + 1) % config.accumulate == 0 or i + 1 == len(loader)
+        if stepped:
+            rate = run.optimizer.param_groups[0]["lr"]
             run.scaler.unscale_(run.optimizer)
-            torch.nn.utils.clip_grad_norm_(run.trained, config.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(run.trained, config.clip_at)
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad(set_to_none=True)
             run.schedule.step()
-            run.step += 1
-            if config.save_every and run.step % config.save_every == 0:
-                save_checkpoint(run.state_dict(), folder / "training.pth")
+            run.step, run.batch = run.step + 1, i + 1
+            finite.add_step(run.step, rate, norm)
 
-        if run.batch % config.print_every == 0 or run.batch == len(loader):  # reading numbers makes a GPU wait
+        reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
+        saving = stepped and (run.is_due() or stop.number is not None)
+        if reading or saving:  # reading numbers makes a GPU wait
+            finite.check()
+        if reading:
             mean_loss, losses = torch.stack(losses).mean().item(), []
-            if not math.isfinite(mean_loss):
-                raise UserError(f"loss: is {mean_loss} at step {run.step}; lower --lr; the last checkpoint is sound")
             run.writer.add_scalar("train/loss", mean_loss, run.step)
             run.writer.add_scalar("train/learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
             bar.set_postfix(loss=f"{mean_loss:.3f}")
+        if saving:
+            run.save(folder)
+        if stepped and stop.number is not None:
+            print(f"Saved at step {run.step}; go on with --resume")
+            return
 
 
 def validate(run, loader):
@@ -300,10 +314,10 @@ def new(config):
 
 def check(config):
     """:raises UserError: if a setting makes no sense"""
-    positive = {"captions_per_photo", "max_pieces", "epochs", "batch_size", "accumulate", "lr", "clip_norm",
+    positive = {"captions_per_photo", "max_pieces", "epochs", "batch_size", "accumulate", "lr", "clip_at",
                 "val_beam_size", "val_batch_size", "val_share", "stop_patience", "print_every", "beam_size",
                 "max_length", "image_size", "patch_size", "dim", "layers", "heads"}  # fmt: skip
-    ranges = {"val_share": (0, 1), "label_smoothing": (0, 1), "warmup_share": (0, 1), "save_every": (0, math.inf),
+    ranges = {"val_share": (0, 1), "label_smoothing": (0, 1), "warmup_share": (0, 1), "save_minutes": (0, math.inf),
               "weight_decay": (0, math.inf), "workers": (0, 1024), "seed": (0, 2**32 - 1)}  # fmt: skip
     choices = {"stop_metric": metrics.ALL, "normalisation": ("none", "length")}
     for name, value in asdict(config).items():

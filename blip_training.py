@@ -3,7 +3,8 @@ Everything that fine-tuning BLIP changes, in one place: built from blip.py's con
 """
 
 import dataclasses
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blip_model import Blip
 from schedules import Schedule
-from utils import UserError, choose_autocast
+from utils import UserError, choose_autocast, save_checkpoint
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Run:
     step: int = 0  # of the optimizer, done so far
     best_score: float = -1.0
     epochs_since_best: int = 0
+    saved_time: float = field(default_factory=time.monotonic)  # in seconds, of some clock
 
     PARTS = ("optimizer", "schedule", "scaler")
     PROGRESS = ("epoch", "batch", "step", "best_score", "epochs_since_best")
@@ -44,16 +46,17 @@ class Run:
         if self.config.freeze_vision:
             self.blip.model.vision_model.eval()
 
-    def draw_captions(self, references, photos):
+    def draw_captions(self, references, photos, batch):
         """
         Choose the captions of this batch: of each photo up to `captions_per_photo`, others in another epoch. The choice
         depends on seed, epoch and batch alone, so that a resumed run makes the same one.
 
         :param references: of the split, a dict a photo
         :param photos: (B,), the photos' places in the split
+        :param batch: its place in the epoch
         :return: N captions, each a list of words; (N,), the row of each caption's photo in the batch
         """
-        random = np.random.default_rng((self.config.seed, self.epoch, self.batch))
+        random = np.random.default_rng((self.config.seed, self.epoch, batch))
         captions, rows = [], []
         for row, photo in enumerate(photos.tolist()):
             known = references[photo]["captions"]
@@ -69,6 +72,16 @@ class Run:
         self.epochs_since_best = 0 if best else self.epochs_since_best + 1
         self.epoch, self.batch = self.epoch + 1, 0
         return best
+
+    def is_due(self):
+        """:return: whether it is time to save within the epoch"""
+        minutes = self.config.save_minutes
+        return minutes > 0 and time.monotonic() - self.saved_time >= 60 * minutes
+
+    def save(self, folder):
+        """Write training.pth, from which the run can go on."""
+        save_checkpoint(self.state_dict(), folder / "training.pth")
+        self.saved_time = time.monotonic()
 
     def state_dict(self):
         """:return: all that a resumed run needs, of plain types only"""

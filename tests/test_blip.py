@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import AutoProcessor, BlipForConditionalGeneration, BlipModel
 
 import blip
 import blip_model
+import blip_training
 import create_input_files
 import metrics
 import view_captions
@@ -83,6 +85,15 @@ def trained(data, untrained, tmp_path_factory):
     learned.model.load_state_dict(load_tensors(folder / "training.pth")["model"])
     learned.save(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, untrained, tmp_path_factory):
+    """The folder of a training of two epochs that nothing stopped, and its options."""
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    options = {"epochs": 2, "save_minutes": 1e-9, "stop_metric": "CIDEr", "val_share": 1.0}
+    main(quick(data, untrained, folder, **options))
+    return folder, options
 
 
 def quick(data, model, folder, **options):
@@ -252,30 +263,35 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(small, tmp_path, monk
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("stop_after", [2, 4])
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(data, untrained, tmp_path, monkeypatch, stop_after):
-    """With 3 steps an epoch: after 2 saves it is within the first epoch, after 4 (3 and the epoch's own) at its end."""
-    options = {"epochs": 2, "save_every": 1, "stop_metric": "CIDEr", "val_share": 1.0}
-    main(quick(data, untrained, tmp_path / "whole", **options))
-    saves, save = [], blip.save_checkpoint
+@pytest.mark.parametrize("how", ["killed at step 2", "killed after an epoch", "asked by a signal at step 2"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(data, untrained, whole_run, tmp_path, monkeypatch, how):
+    whole, options = whole_run
+    saves, save, draw = [], blip_training.save_checkpoint, blip_training.Run.draw_captions
 
-    def stop(content, path):
+    def save_and_die(content, path):
         save(content, path)
         saves.append(path)
-        if len(saves) == stop_after:
+        if len(saves) == {"killed at step 2": 2, "killed after an epoch": 4}.get(how):  # an epoch has 3, and its own
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(blip, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(quick(data, untrained, tmp_path / "parts", **options))
+    def draw_and_signal(run, references, photos, batch):
+        if how.startswith("asked") and batch == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(run, references, photos, batch)
+
+    monkeypatch.setattr(blip_training, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(blip_training.Run, "draw_captions", draw_and_signal)
+    with pytest.raises(KeyboardInterrupt):  # `Stopped` is one
+        main(quick(data, untrained, tmp_path, **options))
     monkeypatch.undo()
     with pytest.raises(UserError, match="batch_size: 4 found, but the resumed run has 8"):
-        main(quick(data, untrained, tmp_path / "parts", resume=True, **options | {"batch_size": 4}))
-    main(quick(data, untrained, tmp_path / "parts", resume=True, **options))
-    whole, parts = (load_tensors(tmp_path / name / "training.pth") for name in ("whole", "parts"))
-    assert whole["progress"] == parts["progress"] and whole["progress"]["step"] == 6
-    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
-    best = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+        main(quick(data, untrained, tmp_path, resume=True, **options | {"batch_size": 4}))
+    assert load_tensors(tmp_path / "training.pth")["progress"]["step"] == (3 if "epoch" in how else 2)
+    main(quick(data, untrained, tmp_path, resume=True, **options))
+    states = [load_tensors(folder / "training.pth") for folder in (whole, tmp_path)]
+    assert states[0]["progress"] == states[1]["progress"] and states[0]["progress"]["step"] == 6
+    assert all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"])
+    best = [load_file(folder / "model.safetensors") for folder in (whole, tmp_path)]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
 
 
