@@ -55,8 +55,9 @@ class RunFolder:
             if not path.exists() or path == predecessor or not is_sound(predecessor):
                 raise
             raise UserError(f"{error}; or go on from its predecessor, which is sound: --resume {predecessor}") from None
+        self.saved_step = checkpoint["progress"]["step"]
         if path.parent.resolve() == self.path.resolve():
-            self.curves = checkpoint.get("curves", {})  # none in older checkpoints
+            self.curves = checkpoint.get("curves", {})
         return checkpoint
 
     def begin(self, config, step):
@@ -68,11 +69,9 @@ class RunFolder:
         :param step: of the optimizer, done so far
         :return: SummaryWriter
         """
-        self.saved_step = step
         remove_leftovers(self.path, r"\w+\.(pth|json)")
         starts = self.path / "starts.json"
-        record = load_json(starts) if starts.exists() else []
-        record = [*(record if isinstance(record, list) else []), describe_start(config, step)]
+        record = [*(load_json(starts) if starts.exists() else []), describe_start(config, step)]
         for path, content in ((self.path / "config.json", dataclasses.asdict(config)), (starts, record)):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
