@@ -42,7 +42,9 @@ def main(config):
         photos = max(1, config.steps // config.epochs * config.batch_size // 5)  # each with five captions
         annotations = create_shapes("drawn", photos, 2, 2)
         create_input_files.main(
-            create_input_files.Config("d", (str(annotations),), output_folder="data", min_word_freq=0, image_size=64)
+            create_input_files.Config(
+                "d", (str(annotations),), output_folder="data", min_word_freq=0, image_size=64, workers=0
+            )
         )
         for case, options in CASES.items():
             peaks = train_and_measure(config, case, options)
