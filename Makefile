@@ -19,5 +19,5 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-clean:                         ## remove the environment and what the demo made
-	rm -rf .venv data/shapes runs/shapes
+clean:                         ## remove the environment and what the demo and the notebook made
+	rm -rf .venv data/shapes data/notebook runs/shapes

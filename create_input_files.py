@@ -269,7 +269,7 @@ def write_images(path, photos, pixels, config, report):
     with new_hdf5(path) as file:
         file.attrs["captions_per_image"] = config.captions_per_image
         images = file.create_dataset("images", (len(photos), *shape), dtype=np.uint8)
-        pixels = tqdm(itertools.islice(pixels, len(photos)), photos[0].split, len(photos), unit="photo")
+        pixels = tqdm(itertools.islice(pixels, len(photos)), photos[0].split, len(photos), unit="photo", disable=None)
         for item, photo in zip(pixels, photos, strict=True):
             if isinstance(item, str):
                 report.add(photo, item)
