@@ -52,17 +52,17 @@ class Config:
     embed_dim: int = 512  # numbers in a word's embedding
     decoder_dim: int = 512  # numbers in the LSTM's state
     attention_dim: int = 512  # numbers in the space where attention compares cells with the LSTM's state
-    decoder_layers: int = 1  # LSTM cells on top of one another
+    decoder_layers: int = 1  # LSTM cells on top of one another; the papers have one
     gate: bool = True  # soft, hard: scale the context by a gate beta (paper, section 4.2.1)
     deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
     attention_nonlinearity: str = "relu"  # of attention's score: 'relu' as in the tutorial, 'tanh' as in the paper
     hard_expected_share: float = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
     hard_inference: str = "argmax"  # hard: look at the likeliest cell, 'sample' one, or take the 'expectation'
     tie_weights: bool = False  # one matrix for the embeddings and the vocabulary's scores (Press and Wolf 2017)
-    embedding_max_norm: float | None = None  # longer word embeddings are scaled down to this length
-    word_vectors: str | None = None  # file of pretrained embeddings (GloVe or word2vec text); sets embed_dim
+    embedding_max_norm: float | None = None  # longer word embeddings are scaled down to this length; default no limit
+    word_vectors: str | None = None  # file of pretrained embeddings, GloVe's or word2vec's text; sets embed_dim
     fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
-    dropout: float = 0.5  # share of the decoder's output that is dropped in training
+    dropout: float = 0.5  # share of the decoder's output that is dropped in training (Srivastava et al. 2014)
     embedding_dropout: float = 0.0  # the same of the word embeddings
     state_dropout: float = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
 
@@ -78,19 +78,19 @@ class Config:
     epochs: int = 120  # if nothing stops the run before
     batch_size: int = 32  # captions a step, on all GPUs together (with image_major: photos, each with all its captions)
     accumulate: int = 1  # steps whose gradients are added up before the weights change
-    optimizer: str = "adam"  # 'adam', 'adamw', or 'sgd' with Nesterov momentum 0.9
+    optimizer: str = "adam"  # 'adam' (Kingma 2015), 'adamw' (Loshchilov 2019), or 'sgd' with Nesterov momentum 0.9
     encoder_lr: float = 1e-4  # learning rate of the encoder, if it is trained
     decoder_lr: float = 4e-4  # learning rate of the decoder
     embedding_lr: float | None = None  # learning rate of the word embeddings; default that of the decoder
     weight_decay: float = 0.0  # pull of all weights towards 0
-    clip: str = "value"  # how gradients are clipped: 'value' each number, 'norm' the length of all, 'none'
+    clip: str = "value"  # of gradients: 'value' each number (tutorial), 'norm' their length (Pascanu 2013), 'none'
     clip_at: float = 5.0  # largest absolute value, or norm, of the gradients
     schedule: str = "plateau"  # of the learning rates: 'none', 'steps', 'plateau', 'exponential', 'cosine', 'one_cycle'
-    warmup_steps: int = 0  # steps in which the learning rates rise to their first value
+    warmup_steps: int = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
     schedule_patience: int = 8  # plateau: epochs without a better score before the rates drop
     schedule_gamma: float = 0.8  # plateau, steps, exponential: what the rates are multiplied by
     schedule_step_size: int = 1000  # steps, exponential: in so many steps
-    schedule_cycles: int = 1  # cosine: number of warm restarts, and one
+    schedule_cycles: int = 1  # cosine: number of warm restarts, and one (Loshchilov and Hutter 2017)
     seed: int = 0  # of the weights, the order of the captions, dropout
     deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
 
@@ -113,6 +113,7 @@ class Config:
     workers: int = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
+    compile: bool = False  # torch.compile the encoder's network; takes a minute at first
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch

@@ -169,6 +169,8 @@ def start_run(config, captions, device, total_steps):
         decoder.load_pretrained_embeddings(vectors)
     decoder.fine_tune_embeddings(config.fine_tune_embeddings)
     encoder, decoder = encoder.to(device), decoder.to(device)
+    if config.compile:
+        encoder.backbone.compile()  # in place: the names in checkpoints stay
 
     optimizer = build_optimizer(config, encoder, decoder)
     return Run(

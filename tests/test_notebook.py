@@ -44,3 +44,12 @@ def test_the_step_by_hand_is_compared_with_attention_and_with_the_decoders_step(
     assert len(checks) == 2
     assert "assert_close(alpha, decoder.attention(keys, h)" in checks[0]
     assert "assert_close(h_new, output" in checks[1] and "decoder.step(" in checks[1]
+
+
+def test_what_is_committed_is_small_and_its_outputs_hold_no_errors_and_no_traces_of_a_machine():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert NOTEBOOK.stat().st_size < 1_500_000
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert not re.search(r"/(home|root|tmp|Users|work)/", printed)
