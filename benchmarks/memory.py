@@ -48,8 +48,7 @@ def main(config):
         )
         for case, options in CASES.items():
             peaks = train_and_measure(config, case, options)
-            shown = ", ".join(f"{peak / 1e6:.1f}" for peak in peaks[:: max(1, len(peaks) // 5)])
-            print(f"{case}: peaks of epochs 1 to {len(peaks)} in MB: {shown} ... {peaks[-1] / 1e6:.1f}")
+            print(f"{case}: peak of each epoch in MB: {', '.join(f'{peak / 1e6:.0f}' for peak in peaks)}", flush=True)
             rows.append((f"{case}, {config.steps} steps", "MB", peaks[1] / 1e6, peaks[-1] / 1e6, None))
     report("memory", rows)
 
@@ -73,10 +72,11 @@ def train_and_measure(config, case, options):
 
 
 def peak_bytes():
-    """:return: the most bytes that this process held since the last call"""
-    [peak] = [line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM")]
+    """:return: the most bytes that this process held since the last call, without those of files such as libraries"""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.endswith(" kB"))
+    kilobytes = {name: int(number) for name, number, _ in lines}
     Path("/proc/self/clear_refs").write_text("5")  # from here on a new peak
-    return 1024 * int(peak.split()[1])
+    return 1024 * (kilobytes["VmHWM:"] - kilobytes["RssFile:"])
 
 
 if __name__ == "__main__":
