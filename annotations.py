@@ -138,7 +138,7 @@ def sentence_words(sentence, where):
         return tokenize(get(sentence, "raw", str, where))
     tokens = get(sentence, "tokens", list, where)
     if not all(isinstance(token, str) and not re.search("[\ud800-\udfff]", token) for token in tokens):
-        raise UserError(f"{where}: 'tokens' holds something else than words; expected a list of texts")
+        raise UserError(f"{where}: 'tokens' holds something else than words; expected a list of strings")
     return without_special(" ".join(tokens).split())
 
 

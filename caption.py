@@ -8,7 +8,6 @@ that cannot be read are named and skipped. `--sample` draws words by chance inst
 caption; several checkpoints after `--model` decide together, as an ensemble.
 """
 
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from captioned import (
     PAGES,
     Captioned,
     check_output,
+    describe,
     find_photos,
     is_alone,
     read_batches,
@@ -115,7 +115,8 @@ def caption_photos(captioner, paths, size, config, keep_alphas):
         images = torch.from_numpy(np.stack([image for _, image in batch]))  # (N, 3, S, S)
         found = decode(captioner, images, config, generator, keep_alphas)
         for (path, image), hypotheses in zip(batch, found, strict=True):
-            captions, alphas = [describe(captioner, each) for each in hypotheses], hypotheses[0].alphas
+            captions = [describe(captioner.sentence(h), h.log_prob, h.score, h.ended) for h in hypotheses]
+            alphas = hypotheses[0].alphas
             if alphas is not None:  # without <end>; a caption of no words looked nowhere
                 alphas = alphas[: len(captions[0]["words"])].numpy() if captions[0]["words"] else None
             yield Captioned(path, image, captions, alphas)
@@ -130,14 +131,6 @@ def decode(captioner, images, config, generator, keep_alphas):
         return [[drawn] for drawn in captioner.sample(images, config.max_length, **options)]
     options |= {"normalisation": config.normalisation, "reward": config.reward, "n_best": config.n_best}
     return captioner.search(images, config.beam_size, config.max_length, **options)
-
-
-def describe(captioner, hypothesis):
-    """:return: dict of what there is to say about a caption, plain types only"""
-    words = captioner.sentence(hypothesis)
-    steps = max(1, len(words) + hypothesis.ended)  # <end>, too, was to be foreseen
-    numbers = {"log_prob": hypothesis.log_prob, "perplexity": math.exp(min(700, -hypothesis.log_prob / steps))}
-    return {"caption": " ".join(words), "words": words, **numbers, "score": hypothesis.score}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ This is what caption.py and blip.py share. It knows no model.
 
 import csv
 import glob
+import math
 import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -96,6 +97,18 @@ def readable(paths, pixels):
             print(f"{printable(path)}: skipped, cannot be read as a photo ({image})", file=sys.stderr)
     if not count:
         raise UserError(f"img: none of {len(paths)} photos can be read; {advice}")
+
+
+def describe(words, log_prob, score, ended):
+    """
+    :param log_prob: natural logarithm of the caption's probability
+    :param score: what it was ranked by
+    :param ended: whether the model ended it, not the longest length
+    :return: dict of what there is to say about a caption, plain types only
+    """
+    steps = max(1, len(words) + ended)  # the end, too, was to be foreseen
+    numbers = {"log_prob": log_prob, "perplexity": math.exp(min(700, -log_prob / steps)), "score": score}
+    return {"caption": " ".join(words), "words": words, **numbers}
 
 
 def show(photos, alone, drawn=False, figure=None, smooth=True):

@@ -1,6 +1,7 @@
 """
 Look at captions in a browser: `python view_captions.py` writes one HTML page with photos, captions, references, scores
-and where the model looked for each word. With several checkpoints the page shows them side by side.
+and where the model looked for each word. With several checkpoints the page shows them side by side; models of another
+make, such as blip.py's, come in by the captions that they wrote (--results).
 
 The page needs no network and no server: open it, keep it, send it.
 """
@@ -15,14 +16,15 @@ from tqdm import tqdm
 import metrics
 from datasets import CaptionDataset, open_hdf5
 from feature_cache import read_images
-from inference import check_photos, load_captioner, locate_data
+from inference import check_photos, load_captioner, locate_data, newest_checkpoint
 from pages import Caption, Photo, check_page_path, write_page
-from utils import UserError, choose_device, run_script
+from utils import UserError, choose_device, load_json, run_script
 
 
 @dataclass
 class Config:
     checkpoints: tuple[str, ...] = ()  # of train.py, one or several to compare; default the newest runs/*/best.pth
+    results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
     split: str = "VAL"  # TRAIN, VAL or TEST
     num_photos: int = 200  # spread evenly over the split; more than it has shows all of it
     beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
@@ -45,18 +47,22 @@ def main(config):
     check_page_path(output)
 
     device = choose_device(config.device)
-    dataset, captions, notes = None, {}, []
-    names = model_names(config.checkpoints)
-    for i, checkpoint_path in enumerate(config.checkpoints or (None,)):
+    captions, notes = {}, []
+    checkpoints = config.checkpoints or (() if config.results else (newest_checkpoint(),))
+    names = model_names((*checkpoints, *config.results))
+    dataset = None if checkpoints else open_split(config.data_folder, config.data_name, split)
+    for name, checkpoint_path in zip(names, checkpoints, strict=False):
         captioner, checkpoint, path = load_captioner(checkpoint_path, device)
-        name = names[i] if names else path.parent.name
         if dataset is None:  # one set of photos for all models, that of the first
-            dataset = CaptionDataset(*locate_data(config, checkpoint), split, image_major=True)
-            dataset.references  # noqa: B018  read now: a broken file should end the run before it begins
-            chosen = spread(len(dataset), config.num_photos)
+            dataset = open_split(*locate_data(config, checkpoint), split)
         check_photos(dataset, checkpoint)
+        chosen = spread(len(dataset), config.num_photos)
         captions[name] = caption_photos(captioner, name, dataset, chosen, config)
         notes.append(describe(name, path, checkpoint))
+    chosen = spread(len(dataset), config.num_photos)
+    for name, path in zip(names[len(checkpoints) :], config.results, strict=True):
+        captions[name] = read_captions(path, name, [dataset.references[photo]["image_id"] for photo in chosen])
+        notes.append(f"{name}: captions of {path}")
 
     references = [dataset.references[photo]["captions"] for photo in chosen]
     if config.scores:
@@ -76,18 +82,27 @@ def check(config):
             raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
 
 
+def open_split(data_folder, data_name, split):
+    """:return: `CaptionDataset` of the photos to show"""
+    if not (data_folder and data_name):
+        raise UserError("data_folder, data_name: not given; results alone do not tell their data, so name both")
+    dataset = CaptionDataset(data_folder, data_name, split, image_major=True)
+    dataset.references  # noqa: B018  read now: a broken file should end the run before it begins
+    return dataset
+
+
 def model_names(paths):
     """
     Name models after their runs: `runs/soft/best.pth` is 'soft', as long as no other is.
 
-    :param paths: checkpoints
+    :param paths: checkpoints, and files of results
     :return: list of names, all different: the folder, 'folder/file', or the whole path
-    :raises UserError: if a checkpoint is named twice
+    :raises UserError: if a file is named twice
     """
     paths = [Path(path).resolve() for path in paths]
     for path in paths:
         if paths.count(path) > 1:
-            raise UserError(f"checkpoints: {path} is named twice; name each once")
+            raise UserError(f"checkpoints, results: {path} is named twice; name each once")
     choices = ([p.parent.name for p in paths], [f"{p.parent.name}/{p.stem}" for p in paths], [str(p) for p in paths])
     return next(names for names in choices if len(set(names)) == len(names))
 
@@ -115,6 +130,26 @@ def caption_photos(captioner, name, dataset, chosen, config):
         for best, *_ in found:
             captions.append(Caption(name, captioner.sentence(best), best.alphas, best.log_prob))
     return captions
+
+
+def read_captions(path, name, image_ids):
+    """
+    :param path: captions that some model wrote: a list of {"image_id", "caption"}, as eval.py and COCO's tools have it
+    :param image_ids: of the photos that are shown
+    :return: list of `Caption`, without attention, one for each id
+    :raises UserError: if the file is none of that kind, or a photo is not in it
+    """
+    content = load_json(path)
+    try:
+        captions = {row["image_id"]: row["caption"].split() for row in content}
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f'{path}: a list of {{"image_id", "caption"}} expected; give a captions_*_results.json'
+        ) from None
+    for image_id in image_ids:
+        if image_id not in captions:
+            raise UserError(f"{path}: has no caption for image_id {image_id!r}; give the results of the split shown")
+    return [Caption(name, captions[image_id]) for image_id in image_ids]
 
 
 def score_captions(captions, references):

@@ -190,9 +190,9 @@ CHECKPOINTS = [
         "has a schedule that is a number": with_checkpoint(lambda content: content.update(schedule=3)),
         "has a progress of half a step": with_checkpoint(lambda content: content["progress"].update(step=0.5)),
         "has readings that are texts": with_checkpoint(lambda content: content.update(readings={"losses": ["low"]})),
-        "has a random state that is a text": with_checkpoint(lambda content: content.update(random_state="4")),
+        "has a random state that is a text": with_checkpoint(lambda content: content.update(random_states="4")),
         "has a random state of another length": with_checkpoint(
-            lambda content: content.update(random_state=torch.ones(3, dtype=torch.uint8))),
+            lambda content: content.update(random_states=[{"cpu": torch.ones(3, dtype=torch.uint8), "gpu": None}])),
         "has weights that are no numbers": decoder("fc.weight", lambda tensor: tensor * float("nan")),
         "has weights of another shape": decoder("fc.weight", lambda tensor: tensor[:, 1:]),
     }, says="resume"),

@@ -154,3 +154,36 @@ def test_a_model_is_shown_on_other_data_where_it_is_named(make_files, make_run, 
     )
     assert len(content(output)["photos"]) == 3
     assert np.asarray(made.images).shape == (3, 3, 32, 32)
+
+
+def test_captions_of_another_model_stand_beside_ours_and_alone(make_files, make_run, tmp_path):
+    made = make_files("VAL", photos=4, side=32)
+    other = tmp_path / "blip" / "captions_VAL_beam3_results.json"
+    other.parent.mkdir()
+    rows = [{"image_id": row["image_id"], "caption": f"a cat {i}"} for i, row in enumerate(made.references)]
+    other.write_text(json.dumps(rows[::-1]))  # in any order
+    output = tmp_path / "page.html"
+    common = {"results": (str(other),), "output": str(output), "scores": False, "max_length": 3, "device": "cpu"}
+    main(Config((str(make_run("soft", 0)),), num_photos=2, **common))
+    data = content(output)
+    assert data["models"] == ["soft", "blip"]
+    assert [photo["captions"][1]["words"] for photo in data["photos"]] == [["a", "cat", "0"], ["a", "cat", "3"]]
+    main(Config(data_folder=str(tmp_path), data_name="tiny", **common))
+    assert content(output)["models"] == ["blip"] and len(content(output)["photos"]) == 4
+
+    with pytest.raises(UserError, match="data_folder, data_name: not given"):
+        main(Config(**common))
+    data_options = {"data_folder": str(tmp_path), "data_name": "tiny"}
+    other.write_text(json.dumps(rows[1:]))
+    with pytest.raises(UserError, match="has no caption for image_id 100"):
+        main(Config(**common, **data_options))
+    for broken in (
+        {"scores": 1},
+        [1],
+        [{"image_id": 1}],
+        [{"image_id": 1, "caption": 2}],
+        [{"image_id": [], "caption": ""}],
+    ):
+        other.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="captions_VAL_beam3_results.json: a list of"):
+            main(Config(**common, **data_options))

@@ -1,0 +1,341 @@
+"""
+BLIP (Li et al. 2022), the modern yardstick: fine-tune a transformer on our files, and let it caption and be scored as
+our own models are. It needs `pip install -r requirements-blip.txt`; nothing else in this collection needs blip.py.
+
+    python blip.py finetune --model Salesforce/blip-image-captioning-base --data_folder data/coco ...
+    python blip.py eval --model blip_finetuned_model --data_folder data/coco ...
+    python blip.py caption --model blip_finetuned_model --img photo.jpg
+    python blip.py new --data_folder data/shapes ...      # a small one of random weights, to try this without a network
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import metrics
+from captioned import (
+    Captioned,
+    check_output,
+    describe,
+    find_photos,
+    is_alone,
+    read_batches,
+    show,
+    write_captions,
+)
+from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
+from faults import FiniteCheck, Postponed
+from loaders import build_loader
+from scoring import check_splits, default_split, print_split, score_split, training_captions
+from utils import (
+    UserError,
+    choose_device,
+    load_tensors,
+    run_script,
+    save_json,
+    seed_everything,
+)
+
+try:
+    import transformers
+except ImportError:
+    print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
+    sys.exit(2)
+
+from blip_model import IGNORED, load_blip, new_blip
+from blip_training import start_run
+
+SHAPES = "shapes_5_cap_per_img_5_min_word_freq"
+
+
+@dataclass
+class Finetune:
+    """Fine-tune a BLIP model on the files of create_input_files.py."""
+
+    model: str = "Salesforce/blip-image-captioning-base"  # folder, or name on the Hugging Face hub
+    data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
+    data_name: str = SHAPES  # what their names share
+    output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
+    resume: bool = False  # go on with the run whose training.pth is in output_folder
+    save_minutes: float = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
+
+    # What is learned
+    freeze_vision: bool = False  # train the text transformer alone
+    captions_per_photo: int = 5  # that are learned when a photo is seen; of more, some are drawn anew each time
+    max_pieces: int = 50  # longer captions are cut, in word pieces
+    label_smoothing: float = 0.1  # share of the target that is spread over all pieces (0.1 in BLIP's own code)
+
+    # Optimizer: AdamW; the learning rate rises, then falls to 0 along half a cosine
+    epochs: int = 5  # if nothing stops the run before (5 in the paper)
+    batch_size: int = 8  # photos a step, each with its captions
+    accumulate: int = 4  # steps whose gradients are added up before the weights change
+    lr: float = 1e-5  # highest learning rate (1e-5 in the paper)
+    warmup_share: float = 0.05  # share of the run in which the learning rate rises
+    weight_decay: float = 0.05  # pull of all weights towards 0 (0.05 in the paper)
+    clip_at: float = 1.0  # largest norm of the gradients
+    seed: int = 0  # of the order of the photos, the captions that are drawn, dropout
+
+    # Validation, after each epoch, on captions that the model writes by itself
+    val_beam_size: int = 3  # 1 for greedy choice
+    val_batch_size: int = 16  # photos
+    val_share: float = 1.0  # share of the split's photos that are captioned
+    stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
+    stop_patience: int = 2  # epochs without a better score before the run ends
+
+    # Speed and memory
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+    precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
+    gradient_checkpointing: bool = False  # compute each layer twice rather than remember it: less memory, more time
+    workers: int = 0  # processes that read batches ahead; 0 reads in the training process
+    print_every: int = 100  # batches between two readings of the loss
+
+
+@dataclass
+class Caption:
+    """Caption photos with a BLIP model."""
+
+    img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
+    model: str = "blip_finetuned_model"  # folder, or name on the Hugging Face hub
+    output: str | None = None  # also write the captions here: .csv, .json or .html
+    beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
+    normalisation: str = "none"  # how captions are ranked: 'none' by log-probability, 'length' by its mean over pieces
+    max_length: int = 50  # longest caption, in word pieces
+    batch_size: int = 16  # photos that are captioned at once
+    workers: int | None = None  # processes that read photos; 0: this one alone; default one a core, if there are many
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+
+
+@dataclass
+class Eval:
+    """Score a BLIP model: the same table and files as eval.py's."""
+
+    model: str = "blip_finetuned_model"  # folder, or name on the Hugging Face hub
+    data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
+    data_name: str = SHAPES  # what their names share
+    split: tuple[str, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
+    beam_sizes: tuple[int, ...] = (1, 3, 5)  # a row of the table each; 1 is greedy choice
+    normalisation: str = "none"  # how captions are ranked: 'none' by log-probability, 'length' by its mean over pieces
+    max_length: int = 50  # longest caption, in word pieces
+    output_folder: str | None = None  # for all that is written; default the model's folder, or outputs/<its name>
+    batch_size: int = 16  # photos that are searched at once
+    workers: int = 0  # processes that read batches ahead; 0 reads in this process
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+
+
+@dataclass
+class New:
+    """Make a small BLIP of random weights with the words of your data, to try everything without a download."""
+
+    data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
+    data_name: str = SHAPES  # what their names share
+    output_folder: str = "blip_small"  # where the model goes
+    image_size: int = 128  # side of the photos that it sees, in pixels
+    patch_size: int = 16  # side of a patch, in pixels
+    dim: int = 128  # numbers that stand for a patch or a word piece
+    layers: int = 4  # of each of its two transformers
+    heads: int = 4  # of each attention
+    seed: int = 0  # of the weights
+
+
+COMMANDS = Finetune | Caption | Eval | New
+
+
+def main(config):
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    check(config)
+    {Finetune: finetune, Caption: caption, Eval: evaluate, New: new}[type(config)](config)
+
+
+def finetune(config):
+    """Train, validate after each epoch, and keep the best model."""
+    device = choose_device(config.device)
+    seed_everything(config.seed)
+    folder = Path(config.output_folder)
+    state = load_tensors(folder / "training.pth") if config.resume else None
+
+    data = config.data_folder, config.data_name
+    order = BatchOrder(CaptionDataset(*data, "TRAIN", True).item_lengths(), config.batch_size, seed=config.seed)
+    common = {"encoder": None, "device": device, "cached": False, "workers": config.workers}
+    train_loader, _ = build_loader(*data, "TRAIN", order=order, **common)
+    val_loader, _ = build_loader(*data, "VAL", batch_size=config.val_batch_size, share=config.val_share, **common)
+
+    blip = load_blip(config.model, device)
+    run = start_run(config, blip, config.epochs * math.ceil(len(order) / config.accumulate))
+    if state:
+        run.load_state_dict(state)
+    while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
+        run.writer = run.writer or SummaryWriter(folder / "curves", purge_step=run.step + 1)
+        order.set_epoch(run.epoch, start=run.batch)
+        start = time.time()
+        with Postponed() as stop:
+            train_one_epoch(run, train_loader, folder, stop)
+        seconds = time.time() - start
+        score = validate(run, val_loader)
+        with Postponed():
+            best = run.finish_epoch(score)
+            print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
+                  f"(beam {config.val_beam_size}){', the best so far' if best else ''}", flush=True)  # fmt: skip
+            if best:
+                blip.save(folder)
+            run.save(folder)
+    if run.writer:
+        run.writer.close()
+    print(f"Best val {config.stop_metric} {run.best_score:.4f}: {folder}")
+
+
+def train_one_epoch(run, loader, folder, stop):
+    """
+    The rest of one pass over the photos: forward, backward, clip, step.
+
+    :param run: `blip_training.Run`
+    :param loader: DataLoader of training batches, from where the run stands
+    :param folder: where the run is saved
+    :param stop: `Postponed`; a signal lets the step end, and the run be saved
+    :raises UserError: if the loss is not finite
+    """
+    config, blip = run.config, run.blip
+    run.train_mode()
+    losses, finite = [], FiniteCheck(loader.dataset, run.scaler)
+    bar = tqdm(
+        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False, disable=None
+    )
+    for i, batch in enumerate(bar, start=run.batch):
+        captions, rows = run.draw_captions(loader.dataset.references, batch.photos, i)
+        ids, mask = blip.spell(captions, config.max_pieces)  # (N, T) each
+        with run.autocast:
+            seen = blip.see(batch.images)  # (B, P + 1, dim): each photo is looked at once for all its captions
+            scores, targets = blip.predict(seen[rows.to(blip.device)], ids, mask)  # (N, T - 1, pieces), (N, T - 1)
+        loss = F.cross_entropy(
+            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=config.label_smoothing
+        )
+        first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
+        run.scaler.scale(loss / min(config.accumulate, len(loader) - first)).backward()
+        losses.append(loss.detach())
+        finite.add_batch(batch.photos, loss)
+
+        stepped = (i + 1) % config.accumulate == 0 or i + 1 == len(loader)
+        if stepped:
+            rate = run.optimizer.param_groups[0]["lr"]
+            run.scaler.unscale_(run.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(run.trained, config.clip_at)
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad(set_to_none=True)
+            run.schedule.step()
+            run.step, run.batch = run.step + 1, i + 1
+            finite.add_step(run.step, rate, norm)
+
+        reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
+        saving = stepped and (run.is_due() or stop.number is not None)
+        if reading or saving:  # reading numbers makes a GPU wait
+            finite.check()
+        if reading:
+            mean_loss, losses = torch.stack(losses).mean().item(), []
+            run.writer.add_scalar("train/loss", mean_loss, run.step)
+            run.writer.add_scalar("train/learning_rate", run.optimizer.param_groups[0]["lr"], run.step)
+            bar.set_postfix(loss=f"{mean_loss:.3f}")
+        if saving:
+            run.save(folder)
+        if stepped and stop.number is not None:
+            print(f"Saved at step {run.step}; go on with --resume")
+            return
+
+
+def validate(run, loader):
+    """:return: the config's `stop_metric` of captions that the model wrote by itself; scores go to TensorBoard"""
+    with run.autocast:
+        hypotheses, references = run.blip.caption_split(loader, run.config.val_beam_size)
+    wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
+    scores = metrics.score(references, hypotheses, tuple(wanted))
+    for metric, value in scores.items():
+        run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
+    return scores[run.config.stop_metric]
+
+
+def caption(config):
+    """Caption photos; the same lines and files as caption.py's."""
+    paths = find_photos(config.img)
+    blip = load_blip(config.model, choose_device(config.device))
+    photos = show(caption_photos(blip, paths, config), is_alone(config.img, paths))
+    write_captions(photos, config.output, Path(config.model).name, [config.model], asdict(config))
+
+
+def caption_photos(blip, paths, config):
+    """Yield a `Captioned` for each photo that can be read, in order. The others are named on the error stream."""
+    for batch in read_batches(paths, blip.image_size, config.batch_size, config.workers):
+        images = torch.from_numpy(np.stack([image for _, image in batch]))  # (N, 3, S, S)
+        found = blip.search(images, config.beam_size, config.max_length, config.normalisation)
+        for (path, image), sentence in zip(batch, found, strict=True):
+            yield Captioned(path, image, [describe(*sentence)], None)
+
+
+def evaluate(config):
+    """Print a table for each split, and write the files that eval.py writes."""
+    data_folder = Path(config.data_folder)
+    model_folder = Path(config.model) if Path(config.model).is_dir() else Path("outputs", Path(config.model).name)
+    output_folder = Path(config.output_folder or model_folder)
+    blip = load_blip(config.model, choose_device(config.device))
+    known = training_captions(data_folder / f"TRAIN_REFERENCES_{config.data_name}.json")
+    scores, statistics = {}, {}
+    for split in [name.upper() for name in config.split] or default_split(data_folder, config.data_name):
+        loader, _ = build_loader(
+            data_folder, config.data_name, split, None, blip.device, batch_size=config.batch_size, cached=False,
+            workers=config.workers,
+        )  # fmt: skip
+        scores[split], statistics[split] = score_split(
+            blip, split, loader, None, known, config.beam_sizes, config.max_length, output_folder,
+            normalisation=config.normalisation,
+        )  # fmt: skip
+        print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
+    save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
+    save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
+    print(f"Written to {output_folder}: scores.json, statistics.json, captions_*_results.json, scores_*.csv")
+
+
+def new(config):
+    """Build the small model and save it."""
+    words = CaptionDataset(config.data_folder, config.data_name, "TRAIN", True).word_map
+    seed_everything(config.seed)
+    words = [word for word in words if word not in SPECIAL_WORDS]
+    blip = new_blip(words, config.image_size, config.patch_size, config.dim, config.layers, config.heads)
+    blip.save(config.output_folder)
+    weights = sum(parameter.numel() for parameter in blip.model.parameters())
+    print(f"A BLIP of {weights / 1e6:.1f} million random weights that knows {len(words)} words: {config.output_folder}")
+
+
+def check(config):
+    """:raises UserError: if a setting makes no sense"""
+    positive = {"captions_per_photo", "max_pieces", "epochs", "batch_size", "accumulate", "lr", "clip_at",
+                "val_beam_size", "val_batch_size", "val_share", "stop_patience", "print_every", "beam_size",
+                "max_length", "image_size", "patch_size", "dim", "layers", "heads"}  # fmt: skip
+    ranges = {"val_share": (0, 1), "label_smoothing": (0, 1), "warmup_share": (0, 1), "save_minutes": (0, math.inf),
+              "weight_decay": (0, math.inf), "workers": (0, 1024), "seed": (0, 2**32 - 1)}  # fmt: skip
+    choices = {"stop_metric": metrics.ALL, "normalisation": ("none", "length")}
+    for name, value in asdict(config).items():
+        if name in positive and value <= 0:
+            raise UserError(f"{name}: {value} found, more than 0 expected")
+        if name in ranges and value is not None and not ranges[name][0] <= value <= ranges[name][1]:
+            raise UserError(f"{name}: {value} found, {ranges[name][0]} to {ranges[name][1]} expected")
+        if name in choices and value not in choices[name]:
+            raise UserError(f"{name}: '{value}' found, one of {', '.join(choices[name])} expected")
+    if isinstance(config, Caption):
+        check_output(config.output)
+    if isinstance(config, Eval):
+        check_splits(config.split, config.beam_sizes)
+    if isinstance(config, New):
+        for name, value, by in (("image_size", config.image_size, "patch_size"), ("dim", config.dim, "heads")):
+            if value % getattr(config, by):
+                raise UserError(f"{name}: {value} found, a multiple of {by} ({getattr(config, by)}) expected")
+
+
+if __name__ == "__main__":
+    run_script(main, COMMANDS)
