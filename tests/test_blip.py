@@ -362,7 +362,7 @@ def test_without_a_network_one_line_says_what_to_download_and_where_to_put_it(mo
     monkeypatch.setattr(blip_model, "hf_hub_url", lambda *_: "http://127.0.0.1:9/config.json")  # nobody listens there
     with pytest.raises(UserError, match="cannot be reached") as refused:
         load_blip(name)
-    monkeypatch.setattr(blip_model, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(blip_model.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") as offline:
         load_blip(name)
     for error in (refused, offline):
