@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
 
 from annotations import SPECIAL_WORDS, SPLITS, read_annotations
+from figures import length_histogram, save_figure
 from photos import photo_reader
 from shapes import create_shapes
 from utils import UserError, atomic_path, new_hdf5, remove_leftovers, run_script
@@ -349,24 +349,8 @@ def summarize(made, word_map, config, report, figure_path):
         print(f"Photos without a usable caption: {len(report.rows) - report.num_unreadable}, left out")
     if report.rows:
         print(f"They are named in {report.path}")
-    save_histogram(lengths, config.max_len, figure_path)
+    save_figure(length_histogram(lengths, config.max_len), figure_path)
     print(f"Caption lengths: {figure_path}")
-
-
-def save_histogram(lengths, max_len, path):
-    """
-    :param lengths: dict from split to the lengths of its captions, in words
-    :param path: of the PNG file
-    """
-    figure = matplotlib.figure.Figure(figsize=(7, 3.5), layout="constrained")  # needs no display
-    axes = figure.add_subplot(xlabel="words a caption", ylabel="captions")
-    longest = min(max(map(max, lengths.values())), 2 * max_len)
-    for split, values in lengths.items():
-        counts = np.bincount(np.minimum(values, longest), minlength=longest + 1)
-        axes.plot(np.arange(longest + 1), counts, drawstyle="steps-mid", label=split)
-    axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from calibration import collect, fit_temperature, measure
 from figures import reliability_diagram, save_figure
 from inference import load_captioner
 from loaders import build_loader
+from pointing import pointing_game
 from scoring import check_splits, default_split, print_split, score_split, training_captions
 from utils import UserError, choose_device, run_script, save_json
 
@@ -29,6 +30,7 @@ class Config:
     no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
     calibrate: bool = False  # find the softmax temperature that fits VAL best, and show how far confidence is right
+    pointing: bool = False  # built-in dataset: how often attention's strongest cell lies in the named object's box
     data_folder: str | None = None  # of the data to score on; default the data of the training
     data_name: str | None = None  # what its files' names share; default that of the training
     output_folder: str | None = None  # for all that is written; default the (first) checkpoint's folder
@@ -66,6 +68,8 @@ def main(config):
             captioner, split, loader, resident, known, config.beam_sizes, config.max_length, output_folder, **options
         )
         print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
+        if config.pointing:
+            print(pointing_game(captioner, loader, resident, config.beam_sizes[-1]))
     save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
     written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
     if config.calibrate:

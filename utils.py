@@ -64,9 +64,13 @@ def run_script(main, config_class, args=None):
 
     before = signal.signal(signal.SIGTERM, stop)
     threading.excepthook = excepthook
+    config = None
     try:
-        main(parse_args(config_class, args))
+        config = parse_args(config_class, args)
+        main(config)
     except UserError as error:
+        if config is None and os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
+            sys.exit(2)
         last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
         print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
         sys.exit(2)
@@ -174,20 +178,34 @@ def remove_leftovers(folder, names):
                     path.unlink()
 
 
+class FileForHdf5(io.FileIO):
+    """A file that fails once and then no more: HDF5 crashes at exit if a full disk kept it from closing a file."""
+
+    error = None
+
+    def write(self, data):
+        rest = memoryview(data)
+        while len(rest) and not self.error:  # the system may write less than it is given
+            rest = rest[self.attempt(super().write, rest) :]
+        return len(data)
+
+    def truncate(self, size=None):
+        return size if self.error else self.attempt(super().truncate, size)
+
+    def attempt(self, work, argument):
+        try:
+            return work(argument)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 @contextlib.contextmanager
 def new_hdf5(path):
-    """Give an open h5py.File; where the disk is full it raises OSError with the system's word for it, as files do."""
-    file = h5py.File(path, "w", locking=False)  # the lock is atomic_path's
-    try:
-        try:
-            yield file
-        finally:
-            file.close()  # raises RuntimeError if what is left cannot be written
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if not number:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+    """Give an open h5py.File; where the disk is full it raises OSError, as files do."""
+    with FileForHdf5(path, "w+") as raw, h5py.File(raw, "w") as file:
+        yield file
+        file.flush()
 
 
 def save_json(content, path):

@@ -18,23 +18,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it is run from anywhere
 
-from figures import (
-    ATTENTION,
-    LSTM,
-    WORD,
+from drawings import (
     architecture_diagram,
-    attention_figure,
     attention_step_diagram,
     beam_search_tree,
     draw_arrow,
     draw_box,
     drawing,
     encoder_grid_figure,
-    save_figure,
-    show_photo,
-    spotlight,
-    upscale_attention,
 )
+from figures import ATTENTION, LSTM, WORD, attention_figure, save_figure, show_photo, spotlight, upscale_attention
 from shapes import draw_scene, make_captions, make_scene
 from utils import UserError, atomic_path, run_script
 
@@ -165,7 +158,7 @@ def search(beam_size):
     """
     Beam search in the language of `NEXT`.
 
-    :return: for each step the hypotheses that were kept, as `figures.beam_search_tree` takes them
+    :return: for each step the hypotheses that were kept, as `drawings.beam_search_tree` takes them
     """
     steps, beam = [], [((), 0.0)]
     while beam:

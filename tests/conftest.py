@@ -1,6 +1,7 @@
 """What several test files share: the files of one small run of create_input_files.py, and a tiny decoder."""
 
 import json
+import resource
 from types import SimpleNamespace
 
 import h5py
@@ -60,6 +61,14 @@ def make_files(tmp_path):
         return made
 
     return write_and_name
+
+
+@pytest.fixture
+def small_files():
+    """A function that lets no file grow beyond so many bytes, as a full disk would not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run's folder: one checkpoint is always whole, curves go on as they were, and it is known how it came about."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +37,6 @@ def folder(tmp_path):
     folder.save(a_run(1), best=True)
     folder.save(a_run(2))
     return folder
-
-
-@pytest.fixture
-def small_files():
-    """A function that limits the size of files, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_last_checkpoint_its_predecessor_and_the_best_are_kept(folder):

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -282,6 +283,22 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_run_gives_what_a_clean
     assert [path.name for path in (tmp_path / "out").glob(".*")] == [
         ".WORDMAP_another_5_cap_per_img_2_min_word_freq.json.1.tmp"
     ]
+
+
+def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_the_old_dataset_as_it_was(tmp_path):
+    make_dataset(tmp_path)
+    main(config(tmp_path))
+    before = contents(tmp_path / "out")
+    make_dataset(tmp_path, "TTTTTTTTTTTTVVXX", captions=3)
+    options = vars(config(tmp_path, annotations=tmp_path / "dataset.json"))
+    script = [sys.executable, create_input_files.__file__, *(f"--{k}={v}" for k, v in options.items() if v is not None)]
+    limit = f"ulimit -f 8; exec {shlex.join(map(str, script))}"  # blocks: the word map fits, TRAIN's photos do not
+    result = subprocess.run(["bash", "-c", limit], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2, result.stderr
+    [error] = [line for line in result.stderr.split("\n") if line.startswith("error: ")]
+    assert "TRAIN_IMAGES_" in error and "could not be written (File too large)" in error and "untouched" in error
+    assert "Traceback" not in result.stderr
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_killed_worker_ends_the_run_with_advice(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from encoders import FAMILY, IMAGENET_MEAN, IMAGENET_STD, Encoder, resize_grid
+from encoders import FAMILY, IMAGENET_MEAN, IMAGENET_STD, Encoder, resize_by_products, resize_grid
 from utils import UserError
 
 # The list, written out: an architecture that falls out of the module's own list is noticed.
@@ -127,6 +127,7 @@ def test_a_resized_cell_is_the_mean_of_the_cells_it_overlaps(old, new):
             columns = [j for j in range(old[1]) if j * new < (x + 1) * old[1] and (j + 1) * new > x * old[1]]
             expected = torch.stack([features[:, i, j] for i in rows for j in columns]).mean(dim=0)
             torch.testing.assert_close(resized[:, y, x], expected)
+    torch.testing.assert_close(resize_by_products(features, new), resized)
 
 
 def test_forward_is_the_features_resized():

@@ -11,7 +11,7 @@ import torch
 from datasets import CaptionDataset
 from encoders import Encoder
 from feature_cache import cache_features
-from utils import UserError
+from utils import UserError, atomic_path
 
 
 @pytest.fixture
@@ -186,6 +186,26 @@ def test_a_disk_that_fills_up_meanwhile_is_one_clear_line(make_files, encoder, m
     with pytest.raises(UserError, match="No space left on device"):
         cache_features(encoder, made.paths.images, "cpu", batch_size=8)
     assert files_beside(made) == before
+
+
+def test_a_file_that_may_not_grow_is_one_clear_line(make_files, encoder, small_files):
+    made = make_files(photos=40, side=64)
+    before = files_beside(made)
+    small_files(20_000)
+    with pytest.raises(UserError, match=r"TRAIN_FEATURES_.*hdf5: could not be written \(File too large\)"):
+        cache_features(encoder, made.paths.images, "cpu", batch_size=8)
+    assert files_beside(made) == before
+
+
+def test_what_a_killed_build_left_is_removed_but_not_what_another_is_building(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    dead = made.folder / ".VAL_FEATURES_tiny_resnet18_0123456789ab.hdf5.123.tmp"  # even one of another network
+    dead.write_bytes(b"half")
+    with atomic_path(made.folder / "TRAIN_FEATURES_tiny_resnet18_0123456789ab.hdf5") as building:
+        with h5py.File(building, "w", locking=False) as file:
+            file["features"] = np.zeros(3)
+        cache_features(encoder, made.paths.images, "cpu")
+        assert building.exists() and not dead.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -135,19 +135,11 @@ def test_a_photo_of_the_wrong_kind_is_refused(image):
         figures.attention_figure(image, WORDS, np.ones((3, 4)))
 
 
-def test_histogram_gives_each_whole_number_its_own_bar():
-    axes = figures.histogram([3, 3, 5], "lengths", "words").axes[0]
-    bars = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in axes.patches}
-    assert bars == {3: 2, 4: 0, 5: 1}
-
-
-def test_histogram_of_fractions_and_of_wide_ranges_and_of_nothing():
-    for values in ([0.1, 0.2, 0.7], [1, 1_000_000], [4]):
-        heights = [bar.get_height() for bar in figures.histogram(values, "t", "x").axes[0].patches]
-        assert sum(heights) == len(values)
-        assert len(heights) < 200
-    with pytest.raises(ValueError, match="no values"):
-        figures.histogram([], "t", "x")
+def test_length_histogram_has_a_line_for_each_split_and_gathers_what_is_far_too_long():
+    axes = figures.length_histogram({"TRAIN": [3, 3, 5], "VAL": [4, 99]}, 10).axes[0]
+    train, val = (line.get_ydata() for line in axes.lines)
+    assert train[[3, 5]].tolist() == [2, 1] and train.sum() == 3
+    assert val[[4, 20]].tolist() == [1, 1] and len(val) == 21
 
 
 def test_reliability_diagram_states_the_expected_calibration_error():
@@ -160,7 +152,7 @@ def test_reliability_diagram_states_the_expected_calibration_error():
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")])
 def test_saving_writes_the_format_of_the_suffix(tmp_path, suffix, start):
     path = tmp_path / "folder" / f"picture{suffix}"
-    figures.save_figure(figures.histogram([1, 2], "t", "x"), path)
+    figures.save_figure(figures.length_histogram({"TRAIN": [1, 2]}, 5), path)
     assert path.read_bytes().startswith(start)
     assert list(path.parent.iterdir()) == [path]
 
@@ -168,7 +160,7 @@ def test_saving_writes_the_format_of_the_suffix(tmp_path, suffix, start):
 @pytest.mark.parametrize("name", ["picture.xyz", "picture"])
 def test_saving_refuses_a_suffix_that_is_no_picture(tmp_path, name):
     with pytest.raises(UserError, match=r"not a picture format; use \.png"):
-        figures.save_figure(figures.histogram([1, 2], "t", "x"), tmp_path / name)
+        figures.save_figure(figures.length_histogram({"TRAIN": [1, 2]}, 5), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +174,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(UserError, match="No space left"):
-        figures.save_figure(figures.histogram([1, 2], "t", "x"), path)
+        figures.save_figure(figures.length_histogram({"TRAIN": [1, 2]}, 5), path)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
@@ -191,7 +183,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_without_a_screen_the_figure_is_saved_and_pyplot_untouched_before(tmp_path, environment):
     code = """
 import sys, figures
-figure = figures.histogram([1, 2], "t", "x")
+figure = figures.length_histogram({"TRAIN": [1, 2]}, 5)
 assert "matplotlib.pyplot" not in sys.modules
 assert figures.show_or_save(figure, "picture.png") == "picture.png"
 assert sys.modules["matplotlib.pyplot"].get_fignums() == []
@@ -200,7 +192,7 @@ assert sys.modules["matplotlib.pyplot"].get_fignums() == []
     environment = {"PYTHONPATH": str(home), "HOME": str(tmp_path), "PATH": "", **environment}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment, cwd=tmp_path)
     with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (1050, 600)
+        assert picture.size == (1050, 525)
 
 
 def test_with_a_screen_the_figure_is_shown_and_not_saved(tmp_path, monkeypatch):
@@ -211,56 +203,8 @@ def test_with_a_screen_the_figure_is_shown_and_not_saved(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "a window system")
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.get_current_fig_manager().canvas.figure))
-    figure = figures.histogram([1, 2], "t", "x")
+    figure = figures.length_histogram({"TRAIN": [1, 2]}, 5)
     assert figures.show_or_save(figure, tmp_path / "picture.png") is None
     pyplot.close("all")
     assert shown == [figure]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_encoder_grid_marks_the_cell_at_its_place():
-    figure = figures.encoder_grid_figure(PHOTO, size=6, cell=(1, 4))
-    cell = figure.axes[1].patches[0]
-    assert (cell.get_x(), cell.get_y(), cell.get_width(), cell.get_height()) == (59.5, 9.5, 15, 10)
-    assert len(figure.axes[1].lines) == 2 * 5
-
-
-def test_attention_step_shows_the_softmax_of_the_scores():
-    scores = np.random.default_rng(0).normal(size=(3, 3))
-    pictured = pictures(figures.attention_step_diagram(PHOTO, scores, "dog"))
-    np.testing.assert_array_equal(pictured[1], scores)
-    np.testing.assert_allclose(pictured[2], np.exp(scores) / np.exp(scores).sum())
-
-
-def test_beam_search_tree_marks_the_path_of_the_best_complete_hypothesis():
-    steps = [
-        [(["a"], -1.0), (["the"], -2.0)],
-        [(["a", "dog"], -1.5), (["the", "<end>"], -3.0)],
-        [(["a", "dog", "<end>"], -2.5), (["a", "dog", "runs"], -1.6)],
-    ]
-    axes = figures.beam_search_tree(steps).axes[0]
-    texts = [text for text in axes.texts if text.get_text() and "−" not in text.get_text()]
-    drawn = {(text.get_text(), text.get_position()[0]) for text in texts}
-    assert drawn == {
-        ("<start>", 0.75), ("a", 2.25), ("the", 2.25), ("dog", 3.75), ("<end>", 3.75), ("<end>", 5.25), ("runs", 5.25),
-    }  # fmt: skip
-    winners = [box for box in axes.patches if box.get_facecolor() == figures.to_rgb(figures.ATTENTION) + (1,)]
-    assert sorted(box.get_x() for box in winners) == [1.75, 3.25, 4.75]  # a, dog, <end>
-    with pytest.raises(ValueError, match="none"):
-        figures.beam_search_tree([])
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: figures.encoder_grid_figure(PHOTO),
-        lambda: figures.attention_step_diagram(PHOTO, np.eye(3), "$"),
-        lambda: figures.beam_search_tree([[(["$"], -1.0), (["<end>"], -2.0)]]),
-        lambda: figures.architecture_diagram(PHOTO, ["$", "cat"]),
-        lambda: figures.reliability_diagram([0.5], [0.2], [3], "t"),
-    ],
-)
-def test_every_drawing_can_be_saved(tmp_path, draw):
-    figures.save_figure(draw(), tmp_path / "drawing.png")
-    with Image.open(tmp_path / "drawing.png") as picture:
-        assert np.asarray(picture.convert("L")).std() > 5
