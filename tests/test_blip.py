@@ -211,10 +211,7 @@ def test_gradient_checkpointing_changes_no_gradient(small, images):
 
 
 def test_fine_tuning_learns_what_is_on_each_photo(data, untrained, trained):
-    """
-    Chance is what a caption of another photo scores. 24 photos are learned by heart here; how a longer training does on
-    photos that it has never seen is in the README.
-    """
+    """24 photos are learned by heart. Chance is what a caption of another photo scores."""
     split = CaptionDataset(*data.values(), "TRAIN", image_major=True)
     references = [photo["captions"] for photo in split.references]
     photos = torch.stack([torch.from_numpy(np.array(split[i][1])) for i in range(len(split))])
