@@ -80,7 +80,9 @@ def write_files(folder):
         rows = [[8, *random.integers(1, 7, n - 2).tolist(), 9] + [0] * (9 - n) for n in lengths]
         words = {index: word for word, index in WORD_MAP.items()}
         captions = [[words[i] for i in row[1 : n - 1]] for row, n in zip(rows, lengths, strict=True)]
-        references = [{"image_id": i, "captions": captions[3 * i : 3 * i + 3]} for i in range(photos)]
+        references = [
+            {"image_id": i, "file_name": f"{i}.jpg", "captions": captions[3 * i : 3 * i + 3]} for i in range(photos)
+        ]
         for name, content in (("CAPTIONS", rows), ("CAPLENS", lengths), ("REFERENCES", references)):
             (folder / f"{split}_{name}_tiny.json").write_text(json.dumps(content))
         with h5py.File(folder / f"{split}_IMAGES_tiny.hdf5", "w") as file:
