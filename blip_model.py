@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_url, is_offline_mode
+from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
@@ -240,7 +240,7 @@ def check_reachable(name):
         f"where there is a network, run `hf download {name} --local-dir {Path(name).name}`, copy that folder here, and "
         f"give it: --model {Path(name).name}"
     )
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise UserError(f"model: '{name}' is neither a folder nor downloaded, and HF_HUB_OFFLINE is set; {advice}")
     try:
         request = urllib.request.Request(hf_hub_url(name, "config.json"), method="HEAD")

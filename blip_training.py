@@ -38,7 +38,7 @@ class Run:
     PROGRESS = ("epoch", "batch", "step", "best_score", "epochs_since_best")
     # What a resumed run must share with the one that it goes on with.
     FIXED = ("model", "data_name", "epochs", "batch_size", "captions_per_photo", "max_pieces", "accumulate",
-             "freeze_vision", "lr", "weight_decay", "warmup_share", "seed")  # fmt: skip
+             "freeze_vision", "label_smoothing", "lr", "weight_decay", "warmup_share", "clip_at", "seed")  # fmt: skip
 
     def train_mode(self):
         """Let the model learn; a frozen vision transformer stays in eval mode."""

@@ -21,6 +21,7 @@ import torch
 import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
+from distributed import is_first
 from utils import UserError, atomic_path, load_checkpoint, load_json, remove_leftovers, save_checkpoint
 
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
@@ -89,20 +90,25 @@ class RunFolder:
 
     def save(self, run, best=False):
         """
-        Write last.pth, and keep the one before as previous.pth.
+        Write last.pth, and keep the one before as previous.pth. All processes call it, the first writes.
 
         :param run: `Run`, between two steps
         :param best: write best.pth too, and first: a run that is killed in between will do both again
         :raises UserError: if the disk is full, or if weights are not finite; the files are then as they were
         """
+        content = run.state_dict()
+        if is_first():
+            self.write(run, content, best)
+        self.saved_step, self.saved_time = run.step, time.monotonic()
+
+    def write(self, run, content, best):
+        """Write the files of `save`."""
         run.check_weights()
         run.writer.flush()
-        content = run.state_dict()
         content["curves"] = {path.name: path.stat().st_size for path in self.path.glob(CURVES)}
         if best:
             save_checkpoint(content, self.best)
         save_checkpoint(content, self.last, self.previous)
-        self.saved_step, self.saved_time = run.step, time.monotonic()
 
 
 def is_sound(path):

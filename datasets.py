@@ -183,13 +183,16 @@ class BatchOrder(Sampler):
 
     With `bucket`, captions of about the same length share a batch, which stays full to its last timestep: the shuffled
     items are sorted within pools of 50 batches, and the batches shuffled again.
+
+    Of several processes, each gets its share of every batch. Where the last one is too short for all of them, a process
+    without a share gets an item that only stands in, as every process has to take part in every step.
     """
 
     def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1):
         """
         :param lengths: (items,), of each item's caption (its longest, if it has several)
         :param batch_size: items a batch, over all processes together
-        :param rank, world_size: this process and their number; each gets its share of every batch
+        :param rank, world_size: this process and their number
         """
         self.lengths, self.batch_size, self.bucket, self.seed = np.asarray(lengths), batch_size, bucket, seed
         self.rank, self.world_size = rank, world_size
@@ -211,10 +214,15 @@ class BatchOrder(Sampler):
             order = np.concatenate([some[np.argsort(self.lengths[some], kind="stable")] for some in pools])
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         if self.bucket:
-            batches = [batches[i] for i in random.permutation(len(batches))]
+            whole = len(self.lengths) // self.batch_size  # a shorter one stays the last
+            batches = [batches[i] for i in random.permutation(whole)] + batches[whole:]
         for batch in batches[self.start :]:
             share = batch[self.rank :: self.world_size]
-            yield (share if len(share) else batch[:1]).tolist()  # every process takes part in every step
+            yield (share if len(share) else batch[:1]).tolist()
+
+    def has_share(self, i):
+        """:return: whether this process has a share of the epoch's batch i; if not, what it gets must not count"""
+        return self.rank < min(self.batch_size, len(self.lengths) - i * self.batch_size)
 
 
 def load_word_map(path):

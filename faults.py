@@ -1,9 +1,11 @@
 """What may happen to a run: a signal that asks it to stop, and a loss or gradients that are no numbers any more."""
 
+import math
 import signal
 
 import torch
 
+from distributed import gather
 from utils import Stopped, UserError
 
 SMALLEST_SCALE = 2.0**-14  # of gradients in half precision: from 2 ** 16, after 30 steps that were skipped
@@ -79,13 +81,16 @@ class FiniteCheck:
             return
         numbers = [torch.stack([norm, *(loss for _, loss in batches)]) for _, _, batches, norm in steps]
         finite = torch.stack([some.isfinite().all() for some in numbers]).tolist()
-        if all(finite) or (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
+        # The photos may be another process's: all look at the same step, and name those of all.
+        first = min(gather(finite.index(False) if False in finite else len(finite)))
+        if first == len(finite) or (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
             return
-        step, rate, batches, norm = steps[finite.index(False)]
-        bad = [(photos, loss) for photos, loss in batches if not loss.isfinite()] or batches
+        step, rate, batches, norm = steps[first]
+        batches = [batch for some in gather([(photos, loss.item()) for photos, loss in batches]) for batch in some]
+        bad = [(photos, loss) for photos, loss in batches if not math.isfinite(loss)] or batches
         names = ", ".join(self.names(torch.cat([photos for photos, _ in bad])))
         raise UserError(
-            f"loss: is {bad[0][1].item():.4g} and the gradients' norm {norm.item():.4g} at step {step}, with learning "
+            f"loss: is {bad[0][1]:.4g} and the gradients' norm {norm.item():.4g} at step {step}, with learning "
             f"rate {rate:.2g}; finite numbers expected; its photos are {names}; look at them, lower the learning "
             "rates or --clip_at, and --resume the last checkpoint, which is from before"
         )

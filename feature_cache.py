@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import map_rows, open_hdf5
+from distributed import from_first, gather_at_first, get_rank, get_world_size, is_first
 from utils import UserError, atomic_path, new_hdf5, remove_leftovers
 
 
@@ -35,13 +36,14 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
         key = cache_key(encoder, image_file, images, autocast)
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
         path = image_file.with_name(f"{name}_{encoder.name}_{key}.hdf5")
-        if is_whole(path, len(images)):
+        if from_first(is_whole(path, len(images))):
             print(f"Using the cached features of {path}")
             return path
 
         shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
-        remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
+        if is_first():
+            remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
         free = shutil.disk_usage(path.parent).free
         print(f"Caching the features of {len(images)} photos: {size / 1e9:.2f} GB in {path}")
         if size > 0.98 * free:
@@ -49,16 +51,40 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
                 f"{path.parent}: {free / 1e9:.2f} GB are free, the feature cache needs {size / 1e9:.2f} GB; make room, "
                 "or go without it: --no_cache_features"
             )
-        with atomic_path(path) as temporary, new_hdf5(temporary) as out:
-            features = out.create_dataset("features", shape, dtype="float16")
-            out.attrs["key"] = key
-            with tqdm(total=len(images), unit="photo", desc="features", disable=None) as bar:
-                for i in range(0, len(images), batch_size):
-                    batch = torch.from_numpy(read_images(images, i, i + batch_size)).to(device)
-                    with autocast or torch.no_grad():
-                        features[i : i + len(batch)] = encoder.grid(batch).cpu().numpy()
-                    bar.update(len(batch))
+        batches = compute_features(encoder, images, device, batch_size, autocast)
+        if is_first():
+            write_features(path, key, shape, batches)
+        else:
+            list(batches)  # empty: the first process gets them all
+        from_first("the file is there")
     return path
+
+
+def compute_features(encoder, images, device, batch_size, autocast):
+    """
+    Compute the features of all photos; several processes share them out, and the first gets them all.
+
+    :return: yields arrays (n, height, width, native_dim) float16 in the order of the images, in the first process only
+    """
+    first, step = get_rank() * batch_size, get_world_size() * batch_size
+    for start in range(first, first + len(images), step):  # as many rounds in every process
+        batch = torch.from_numpy(read_images(images, start, start + batch_size)).to(device)
+        with autocast or torch.no_grad():
+            features = encoder.grid(batch).cpu().numpy() if len(batch) else None  # in the last round, some have none
+        yield from filter(lambda part: part is not None, gather_at_first(features) or ())
+
+
+def write_features(path, key, shape, batches):
+    """Write the features as they come, atomically."""
+    with atomic_path(path) as temporary, new_hdf5(temporary) as out:
+        features = out.create_dataset("features", shape, dtype="float16")
+        out.attrs["key"] = key
+        done = 0
+        with tqdm(total=len(features), unit="photo", desc="features", disable=None) as bar:
+            for batch in batches:
+                features[done : done + len(batch)] = batch
+                done += len(batch)
+                bar.update(len(batch))
 
 
 def cache_key(encoder, image_file, images, autocast):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captioners import build_decoder
 from decoding import Rules, beam_search, sample
+from distributed import hide_bar
 from encoders import Encoder
 from ensemble import Encoders, Ensemble
 from utils import UserError, load_checkpoint
@@ -84,7 +85,7 @@ class Captioner:
         """
         hypotheses, references = [], []
         self.encoder.eval(), self.decoder.eval()
-        for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=None):
+        for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=hide_bar()):
             found = self.search(batch.to(self.device, resident).images, beam_size, max_length, **options)
             hypotheses += [self.sentence(best) for best, *_ in found]
             references += batch.references

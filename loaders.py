@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import CaptionDataset
+from distributed import own_share
 from feature_cache import cache_features, load_on_gpu
 
 
@@ -18,7 +19,8 @@ def build_loader(
     """
     :param split: 'TRAIN', 'VAL' or 'TEST'
     :param encoder: on `device`; its features are computed now if they are to be cached and are not yet
-    :param order: a `BatchOrder`; None for the photos as they come, `batch_size` at a time, up to a `share` of them
+    :param order: a `BatchOrder`; None for the photos as they come, `batch_size` at a time, up to a `share` of them (of
+        several processes, each gets every so-manieth photo)
     :param image_major: batches of photos with all their captions, not of captions with their photo
     :param cached: read features from the cache; False for the photos themselves
     :param autocast: precision in which the features are computed
@@ -36,7 +38,7 @@ def build_loader(
     if order is not None:
         batches = {"batch_sampler": order}
     else:
-        batches = {"batch_size": batch_size, "sampler": range(max(1, round(share * len(dataset))))}
+        batches = {"batch_size": batch_size, "sampler": own_share(range(max(1, round(share * len(dataset)))))}
     loader = DataLoader(
         dataset, **batches, collate_fn=dataset.collate, num_workers=workers, pin_memory=device.type == "cuda",
         persistent_workers=workers > 0, worker_init_fn=leave_signals,

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from distributed import Share, average
+
 
 class CaptionLoss(nn.Module):
     """
@@ -31,23 +33,26 @@ class CaptionLoss(nn.Module):
         self.baseline_momentum = baseline_momentum
         self.register_buffer("baseline", torch.zeros(()))
 
-    def forward(self, decoded):
+    def forward(self, decoded, share=Share()):  # noqa: B008  it cannot be changed
         """
         :param decoded: `models.Decoded`
+        :param share: of several processes, how much of the batch this one has; the mean of what they return is then
+            that of the whole batch
         :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats), both 0-d
         """
         cross_entropy = F.cross_entropy(decoded.scores.float(), decoded.targets)
-        loss = cross_entropy
+        loss = cross_entropy * share.words
         if self.label_smoothing:
             loss = F.cross_entropy(decoded.scores.float(), decoded.targets, label_smoothing=self.label_smoothing)
+            loss = loss * share.words
         if decoded.alphas is not None:
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
-            loss = loss + self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
+            loss = loss + share.captions * self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
         if decoded.location_log_probs is not None:
-            loss = loss + self.reinforce(decoded)
-        return loss, cross_entropy.detach()
+            loss = loss + share.words * self.reinforce(decoded, share)
+        return loss, cross_entropy.detach() * share.words
 
-    def reinforce(self, decoded):
+    def reinforce(self, decoded, share):
         """
         Section 4.1: d log p(s | a) weighted by how much likelier the caption was than usual, log p(y | s, a) - b.
 
@@ -57,7 +62,7 @@ class CaptionLoss(nn.Module):
         caption_log_probs = sum_per_caption(word_log_probs, decoded)  # (N,), log p(y | s, a)
         advantage = caption_log_probs - self.baseline  # (N,)
         if self.training:
-            self.baseline.lerp_(caption_log_probs.mean(), 1 - self.baseline_momentum)
+            self.baseline.lerp_(average(caption_log_probs.mean() * share.captions), 1 - self.baseline_momentum)
         location_log_probs = sum_per_caption(decoded.location_log_probs, decoded)  # (N,), log p(s | a)
         alphas = decoded.alphas.float().clamp_min(1e-20)  # the gradient of entropy is infinite at 0
         entropy = torch.special.entr(alphas).sum(dim=(1, 2))  # (N,), 0 after a caption's end

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import distributed
 import metrics
 from augmentation import says_left_or_right
 from checkpoints import RunFolder
@@ -25,7 +26,7 @@ from loaders import build_loader
 from losses import top_k_accuracy
 from schedules import SCHEDULES, TEACHER_FORCING, teacher_forcing
 from training import start_run
-from utils import Stopped, UserError, choose_device, run_script, seed_everything
+from utils import Stopped, UserError, run_script, seed_everything
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Config:
 
     # Optimizer
     epochs: int = 120  # if nothing stops the run before
-    batch_size: int = 32  # captions a step (with image_major: photos, each with all its captions)
+    batch_size: int = 32  # captions a step, on all GPUs together (with image_major: photos, each with all its captions)
     accumulate: int = 1  # steps whose gradients are added up before the weights change
     optimizer: str = "adam"  # 'adam' (Kingma 2015), 'adamw' (Loshchilov 2019), or 'sgd' with Nesterov momentum 0.9
     encoder_lr: float = 1e-4  # learning rate of the encoder, if it is trained
@@ -102,14 +103,14 @@ class Config:
 
     # Validation, after each epoch, on captions that the model writes by itself
     val_beam_size: int = 3  # 1 for greedy choice
-    val_batch_size: int = 32  # photos
+    val_batch_size: int = 32  # photos at a time, on each GPU
     val_share: float = 1.0  # share of the split's photos that are captioned
     stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
     stop_patience: int = 20  # epochs without a better score before the run ends
 
     # Speed
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
-    workers: int = 0  # processes that read batches ahead; 0 reads in the training process
+    workers: int = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
     compile: bool = False  # torch.compile the encoder's network; takes a minute at first
@@ -120,8 +121,18 @@ class Config:
 
 
 def main(config):
+    with distributed.join_processes(config.device) as device:
+        train_on(device, config)
+
+
+def train_on(device, config):
+    """
+    Set up a run and train.
+
+    :param device: torch.device of this process
+    :param config: `Config`
+    """
     check(config)
-    device = choose_device(config.device)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
     seed_everything(config.seed, config.deterministic)
@@ -130,9 +141,13 @@ def main(config):
     checkpoint = folder.load(config.resume)
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
-    order = BatchOrder(captions.item_lengths(), config.batch_size, config.bucket, config.seed)
+    order = BatchOrder(
+        captions.item_lengths(), config.batch_size, config.bucket, config.seed,
+        rank=distributed.get_rank(), world_size=distributed.get_world_size(),
+    )  # fmt: skip
     steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
     run = start_run(config, captions, device, config.epochs * steps_per_epoch)
+    distributed.seed_own(config.seed)
     if checkpoint:
         run.load_state_dict(checkpoint)
         del checkpoint  # as large as the run itself
@@ -167,19 +182,23 @@ def train(run, order, steps_per_epoch, folder):
         if cached != run.may_cache(steps_left):
             cached = run.may_cache(steps_left)
             loaders = build_loaders(config, run, order, cached)
-        run.writer = run.writer or folder.begin(config, run.step)
+        if distributed.is_first():
+            run.writer = run.writer or folder.begin(config, run.step)
         order.set_epoch(run.epoch, start=run.batch)
         start = time.time()
         with Postponed() as stop:
             train_one_epoch(run, *loaders["TRAIN"], folder, stop)
+            if distributed.is_joined():  # later, several processes could not agree to save before they leave
+                folder.save(run)
         seconds = time.time() - start
 
         with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
             scores, figure = validate(run, *loaders["VAL"])
         with Postponed():
             for metric, value in scores.items():
-                run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
-            run.writer.add_figure("val/attention", figure, run.epoch + 1)
+                run.log(f"val/{metric}", value, run.epoch + 1)
+            if figure:
+                run.writer.add_figure("val/attention", figure, run.epoch + 1)
             score = scores[config.stop_metric]
             best = run.finish_epoch(score)
             print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
@@ -203,30 +222,22 @@ def train_one_epoch(run, loader, resident, folder, stop):
     trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     finite = FiniteCheck(loader.dataset, run.scaler)
     bar = tqdm(
-        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False, disable=None
-    )
+        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False,
+        disable=distributed.hide_bar(),
+    )  # fmt: skip
     for i, batch in enumerate(bar, start=run.batch):
         run.unfreeze_encoder_in_time()
         rate = run.optimizer.param_groups[0]["lr"]
-        batch = batch.to(run.device, resident)
-        images = batch.images
-        if run.augmentation.active:
-            images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
-        with run.autocast:
-            features = run.encoder.features(images)  # (B, height, width, encoder_dim)
-            true_words = teacher_forcing(
-                config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor
-            )
-            decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows, true_words)
-            loss, cross_entropy = run.loss_function(decoded)
+        share = distributed.share_of_batch(batch.lengths, loader.batch_sampler.has_share(i))
         first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
         window = min(config.accumulate, len(loader) - first)
-        run.scaler.scale(loss / window).backward()
+        stepped = i + 1 == first + window
+        with distributed.exchange(run.model, now=stepped):
+            loss, cross_entropy, accuracy = forward_backward(run, batch.to(run.device, resident), share, window)
         finite.add_batch(batch.photos, loss)
         run.losses.append(cross_entropy)
-        run.accuracies.append(top_k_accuracy(decoded.scores.detach(), decoded.targets, 5))
+        run.accuracies.append(accuracy)
 
-        stepped = (i + 1) % config.accumulate == 0 or i + 1 == len(loader)
         if stepped:
             run.scaler.unscale_(run.optimizer)
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
@@ -243,16 +254,20 @@ def train_one_epoch(run, loader, resident, folder, stop):
             finite.add_step(run.step, rate, norm)
 
         reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
-        leaving = stepped and stop.number is not None
-        saving = stepped and folder.is_due()
+        leaving, saving = False, False
+        if stepped:
+            signal_number, saving = distributed.highest(stop.number or 0, folder.is_due())
+            leaving = signal_number > 0
+            if leaving:
+                stop.number = signal_number  # perhaps another process's
         if reading or saving or leaving or run.device.type == "cpu":  # reading numbers makes a GPU wait
             finite.check()
         if reading:
             mean_loss, accuracy = mean_of_finite(run.losses), mean_of_finite(run.accuracies)
             run.losses, run.accuracies = [], []
-            run.writer.add_scalar("train/cross_entropy", mean_loss, run.step)
-            run.writer.add_scalar("train/top5_accuracy", accuracy, run.step)
-            run.writer.add_scalar("train/learning_rate", rate, run.step)
+            run.log("train/cross_entropy", mean_loss, run.step)
+            run.log("train/top5_accuracy", accuracy, run.step)
+            run.log("train/learning_rate", rate, run.step)
             bar.set_postfix(loss=f"{mean_loss:.3f}", top5=f"{accuracy:.1%}")
         if leaving:
             return
@@ -262,21 +277,46 @@ def train_one_epoch(run, loader, resident, folder, stop):
 
 def mean_of_finite(readings):
     """:return: mean of a list of 0-d tensors, without those of steps that the scaler skipped"""
-    values = torch.stack(readings)
+    values = distributed.average(torch.stack(readings))
     return values[values.isfinite()].mean().item()
+
+
+def forward_backward(run, batch, share, window):
+    """
+    Add a batch's gradients to those that are there.
+
+    :param batch: `datasets.Batch` on the run's device
+    :param share: how much of the batch this process has
+    :param window: batches whose gradients make one step of the optimizer
+    :return: loss, cross entropy and top-5 accuracy of the batch, 0-d; of several processes, the mean is the batch's
+    """
+    config, images = run.config, batch.images
+    if run.augmentation.active:
+        images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
+    true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
+    with run.autocast:
+        decoded = run.model(images, batch.captions, batch.lengths, batch.image_rows, true_words)
+        loss, cross_entropy = run.loss_function(decoded, share)
+    run.scaler.scale(loss / window).backward()
+    return loss.detach(), cross_entropy, share.words * top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
 
 
 def validate(run, loader, resident):
     """
     Let the model caption the validation photos by itself, without true words to lean on.
 
-    :return: dict of metric -> score, the config's `stop_metric` among them; an attention figure of one photo
+    :return: dict of metric -> score, the config's `stop_metric` among them; an attention figure of one photo, in the
+        first process only
     """
+    distributed.copy_buffers(run.encoder)
     captioner = Captioner(run.encoder, run.decoder, run.word_map)
     with run.autocast:
         hypotheses, references = captioner.caption_split(loader, run.config.val_beam_size, resident=resident)
+    hypotheses, references = distributed.join_shares(hypotheses), distributed.join_shares(references)
+    if not distributed.is_first():
+        return distributed.from_first(None), None
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
-    scores = metrics.score(references, hypotheses, tuple(wanted))
+    scores = distributed.from_first(metrics.score(references, hypotheses, tuple(wanted)))
 
     with open_hdf5(loader.dataset.image_file, "images") as file:
         photo = file["images"][0]  # (3, S, S)
@@ -317,6 +357,7 @@ def check(config):
         if getattr(config, name) <= 0:
             raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
     ranges = {
+        "batch_size": (distributed.get_world_size(), 10**6),  # one for each process
         "save_minutes": (0, 10**6),
         "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
         "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),

@@ -10,11 +10,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from augmentation import Augmentation
 from captioners import SETTINGS, build_decoder
+from distributed import average, gather, get_rank, wrap
 from encoders import Encoder
 from losses import CaptionLoss
 from schedules import Schedule
 from utils import UserError, choose_autocast, load_tensors
 from word_vectors import load_word_vectors
+
+
+class EncoderDecoder(torch.nn.Module):
+    """Photos and captions in, scores out: the forward pass that training differentiates."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, images, *captions):
+        """:param captions: what `models.CaptionDecoder.forward` takes after the features; :return: a `Decoded`"""
+        return self.decoder(self.encoder.features(images), *captions)
 
 
 @dataclass
@@ -27,6 +40,7 @@ class Run:
     autocast: object  # context of the matrix products' precision
     encoder: Encoder
     decoder: torch.nn.Module
+    model: torch.nn.Module  # both; of several processes, in DistributedDataParallel
     augmentation: Augmentation
     loss_function: CaptionLoss
     optimizer: torch.optim.Optimizer
@@ -59,6 +73,13 @@ class Run:
         config = self.config
         if config.fine_tune_encoder and self.step >= config.fine_tune_from_step and self.encoder.frozen:
             self.encoder.fine_tune(True, config.fine_tune_from_block)
+            self.model = None  # the old wrapper goes before the new one comes: both would listen to the decoder
+            self.model = wrap(EncoderDecoder(self.encoder, self.decoder), share_buffers=True)
+
+    def log(self, name, value, step):
+        """Note a number for TensorBoard, in the one process that writes."""
+        if self.writer:
+            self.writer.add_scalar(name, value, step)
 
     def finish_epoch(self, score):
         """Count the epoch and tell the schedule how it went; :return: whether it is the best so far"""
@@ -81,17 +102,21 @@ class Run:
                     )
 
     def state_dict(self):
-        """:return: a checkpoint's content, of plain types only"""
+        """:return: a checkpoint's content, of plain types only; to be called by all processes together"""
         return {
             **{name: getattr(self, name).state_dict() for name in self.PARTS},
             "config": dataclasses.asdict(self.config),
             "word_map": self.word_map,
             "image_size": self.image_size,
             "progress": {name: getattr(self, name) for name in self.PROGRESS},
-            "readings": {name: [reading.item() for reading in getattr(self, name)] for name in self.READINGS},
-            "random_state": torch.get_rng_state(),
-            "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "readings": {name: average(torch.tensor(getattr(self, name))).tolist() for name in self.READINGS},
+            "random_states": gather(self.random_state()),
         }
+
+    def random_state(self):
+        """:return: dict of this process's states of torch's generators: of the CPU, and of its GPU, or None"""
+        on_gpu = self.device.type == "cuda"
+        return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state(self.device) if on_gpu else None}
 
     def load_state_dict(self, checkpoint):
         """Go on where a checkpoint stopped."""
@@ -109,9 +134,10 @@ class Run:
                 setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
             for name, readings in checkpoint.get("readings", {}).items():
                 setattr(self, name, list(torch.tensor(readings, device=self.device)))
-            torch.set_rng_state(checkpoint["random_state"])
-            if len(checkpoint["gpu_random_states"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(checkpoint["gpu_random_states"])
+            for state in checkpoint["random_states"][get_rank() :][:1]:  # none, if there are more processes now
+                torch.set_rng_state(state["cpu"])
+                if state["gpu"] is not None and self.device.type == "cuda":
+                    torch.cuda.set_rng_state(state["gpu"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
@@ -149,6 +175,7 @@ def start_run(config, captions, device, total_steps):
     optimizer = build_optimizer(config, encoder, decoder)
     return Run(
         config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
+        wrap(EncoderDecoder(encoder, decoder), share_buffers=not encoder.frozen),
         Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
         CaptionLoss(config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight,
                     config.entropy_weight).to(device),

@@ -64,9 +64,13 @@ def run_script(main, config_class, args=None):
 
     before = signal.signal(signal.SIGTERM, stop)
     threading.excepthook = excepthook
+    config = None
     try:
-        main(parse_args(config_class, args))
+        config = parse_args(config_class, args)
+        main(config)
     except UserError as error:
+        if config is None and os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
+            sys.exit(2)
         last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
         print(f"error: {last_line.removeprefix('utils.UserError: ')}", file=sys.stderr)
         sys.exit(2)

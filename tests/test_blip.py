@@ -211,10 +211,7 @@ def test_gradient_checkpointing_changes_no_gradient(small, images):
 
 
 def test_fine_tuning_learns_what_is_on_each_photo(data, untrained, trained):
-    """
-    Chance is what a caption of another photo scores. 24 photos are learned by heart here; how a longer training does on
-    photos that it has never seen is in the README.
-    """
+    """24 photos are learned by heart. Chance is what a caption of another photo scores."""
     split = CaptionDataset(*data.values(), "TRAIN", image_major=True)
     references = [photo["captions"] for photo in split.references]
     photos = torch.stack([torch.from_numpy(np.array(split[i][1])) for i in range(len(split))])
@@ -362,7 +359,7 @@ def test_without_a_network_one_line_says_what_to_download_and_where_to_put_it(mo
     monkeypatch.setattr(blip_model, "hf_hub_url", lambda *_: "http://127.0.0.1:9/config.json")  # nobody listens there
     with pytest.raises(UserError, match="cannot be reached") as refused:
         load_blip(name)
-    monkeypatch.setattr(blip_model, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(blip_model.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") as offline:
         load_blip(name)
     for error in (refused, offline):
