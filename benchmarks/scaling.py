@@ -81,6 +81,7 @@ def make_files(folder, photos, config):
     lengths = random.integers(8, LONGEST, photos * CAPTIONS)
     captions = random.integers(1, VOCAB_SIZE - 4, (photos * CAPTIONS, LONGEST))
     captions[np.arange(LONGEST) >= lengths[:, None]] = 0
+    captions[:, 0] = VOCAB_SIZE - 2
     captions[np.arange(len(captions)), lengths - 1] = VOCAB_SIZE - 1
     words = {f"word{i}": i for i in range(1, VOCAB_SIZE - 3)}
     words |= {"<pad>": 0, "<unk>": VOCAB_SIZE - 3, "<start>": VOCAB_SIZE - 2, "<end>": VOCAB_SIZE - 1}
