@@ -23,6 +23,7 @@ NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 def handlers():
     """What the signals did before, put back after each test."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job starts without
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
