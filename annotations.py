@@ -11,7 +11,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from utils import UserError, load_json, read_text
+from files import load_json, read_text
+from utils import UserError
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 SPLITS = ("TRAIN", "VAL", "TEST")

@@ -33,16 +33,10 @@ from captioned import (
 )
 from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
 from faults import FiniteCheck, Postponed
+from files import load_tensors, save_json
 from loaders import build_loader
 from scoring import check_splits, default_split, print_split, score_split, training_captions
-from utils import (
-    UserError,
-    choose_device,
-    load_tensors,
-    run_script,
-    save_json,
-    seed_everything,
-)
+from utils import UserError, choose_device, run_script, seed_everything
 
 try:
     import transformers

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from annotations import tokenize
-from utils import UserError, atomic_path
+from files import atomic_path
+from utils import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")  # BERT's, and BLIP's start of a caption
 IGNORED = -100  # target of what is not to be predicted

@@ -11,8 +11,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from blip_model import Blip
+from files import save_checkpoint
 from schedules import Schedule
-from utils import UserError, choose_autocast, save_checkpoint
+from utils import UserError, choose_autocast
 
 
 @dataclass

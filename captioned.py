@@ -19,8 +19,9 @@ from PIL import Image
 
 import pages
 from figures import attention_figure, save_figure, show_or_save
+from files import atomic_path, save_json
 from photos import FORMATS, photo_reader
-from utils import UserError, atomic_path, save_json
+from utils import UserError
 
 PAGES = (".html", ".htm")
 ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape"}  # a file's name may be no text; it keeps its bytes

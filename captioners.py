@@ -1,28 +1,31 @@
 """
-The field's other decoders, on the same seam as those of models.py (`init_state`, `step`, `scores`), and all of them by
-name:
+The field's other decoders, on the same seam as those of models.py (`init_state`, `step`, `scores`):
 
 - `ShowAndTell` (Vinyals et al. 2015): no attention, the LSTM sees the photo once, before the first word.
 - `SpatialAttention` (Lu et al. 2017): the LSTM moves first, and its new state says where to look.
 - `AdaptiveAttention` (same paper): it may also look at a "visual sentinel", that is, at nothing of the photo.
+
+Below them, all decoders by name, which settings each has, and `build_decoder`, which makes one from a config.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from encoders import resize_grid
+from files import short
 from models import (
     Attention,
     CaptionDecoder,
     DecoderWithAttention,
     DecoderWithHardAttention,
     lstm_stack,
-    map_cells,
+    mean_cell,
     run_lstm,
 )
-from utils import UserError, short
+from utils import UserError
 
 
 class ShowAndTell(CaptionDecoder):
@@ -69,7 +72,7 @@ class ShowAndTell(CaptionDecoder):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, decoder_dim), None for alpha, the new state
         """
-        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        embedded = self.embed(words)  # (N, embed_dim)
         hidden, cell = run_lstm(self.decode_step, embedded, *state)
         return hidden[:, -1], None, (hidden, cell)
 
@@ -82,7 +85,7 @@ class SpatialAttention(CaptionDecoder):
     at each step.
     """
 
-    constant = 3  # keys, cells and image
+    constant = 3  # keys, grid and image
 
     def __init__(self, vocab_size, encoder_dim, embed_dim=512, decoder_dim=512, attention_dim=512,
                  encoded_image_size=14, dropout=0.5, embedding_dropout=0.0, layers=1, nonlinearity="relu",
@@ -103,7 +106,7 @@ class SpatialAttention(CaptionDecoder):
     def init_state(self, features):
         """
         :param features: (N, height, width, encoder_dim)
-        :return: keys (N, P, attention_dim), cells (N, P, decoder_dim), image (N, decoder_dim), hidden and cell
+        :return: keys (N, P, attention_dim), grid (N, P, decoder_dim), image (N, decoder_dim), hidden and cell
             (N, layers, decoder_dim), which begin at zero
 
         The ReLU is not linear, so it has to come after resizing. W_a before it is, and is applied on the smaller grid
@@ -114,11 +117,11 @@ class SpatialAttention(CaptionDecoder):
         image = torch.relu(self.encode_image(mean_cell(features, size)))  # (N, decoder_dim), v^g of equation 16
         if features.shape[1] * features.shape[2] > size * size:
             features = resize_grid(features, size)
-        cells = torch.relu(resize_grid(self.encode_cells(features), size))  # (N, size, size, decoder_dim)
-        cells = cells.flatten(1, 2)  # (N, P, decoder_dim), v_i of equation 15
-        keys = self.attention.encoder_att(cells)  # (N, P, attention_dim)
+        grid = torch.relu(resize_grid(self.encode_cells(features), size))  # (N, size, size, decoder_dim)
+        grid = grid.flatten(1, 2)  # (N, P, decoder_dim), v_i of equation 15
+        keys = self.attention.encoder_att(grid)  # (N, P, attention_dim)
         nothing = features.new_zeros(len(features), self.layers, self.decoder_dim)  # (N, layers, decoder_dim)
-        return keys, cells, image, nothing, nothing
+        return keys, grid, image, nothing, nothing
 
     def step(self, words, state):
         """
@@ -128,12 +131,12 @@ class SpatialAttention(CaptionDecoder):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, decoder_dim), alpha (N, P), the new state
         """
-        keys, cells, image, hidden, cell = state
-        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        keys, grid, image, hidden, cell = state
+        embedded = self.embed(words)  # (N, embed_dim)
         hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, image], dim=1), hidden, cell)
         alpha = self.attention(keys, hidden[:, -1])  # (N, P), equations 6 and 7
-        context = (alpha.unsqueeze(1) @ cells).squeeze(1)  # (N, decoder_dim), equation 8
-        return context + hidden[:, -1], alpha, (keys, cells, image, hidden, cell)
+        context = (alpha.unsqueeze(1) @ grid).squeeze(1)  # (N, decoder_dim), equation 8
+        return context + hidden[:, -1], alpha, (keys, grid, image, hidden, cell)
 
 
 class AdaptiveAttention(SpatialAttention):
@@ -142,7 +145,7 @@ class AdaptiveAttention(SpatialAttention):
 
     One more "cell" stands beside the grid's: the visual sentinel, what the LSTM knows already. The alpha that `step`
     gives is that of the grid alone and sums to 1 - beta, so beta, the sentinel's share, is 1 - alpha.sum(dim=1):
-    `sentinel_share` gives it for any alphas, to plot when the model looks.
+    with it pages and figures show when the model looks.
 
     The doubly stochastic term of `losses.CaptionLoss` wants each cell looked at and so speaks against the sentinel;
     the paper trains without it (doubly_stochastic_weight 0).
@@ -164,8 +167,8 @@ class AdaptiveAttention(SpatialAttention):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, decoder_dim), alpha (N, P) which sums to 1 - beta, the new state
         """
-        keys, cells, image, last_hidden, cell = state
-        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        keys, grid, image, last_hidden, cell = state
+        embedded = self.embed(words)  # (N, embed_dim)
         x = torch.cat([embedded, image], dim=1)  # (N, embed_dim + decoder_dim)
         hidden, cell = run_lstm(self.decode_step, x, last_hidden, cell)
 
@@ -175,28 +178,8 @@ class AdaptiveAttention(SpatialAttention):
         weights = self.attention(torch.cat([keys, sentinel_key], dim=1), hidden[:, -1])  # (N, P + 1), equation 12
         alpha, beta = weights[:, :-1], weights[:, -1:]  # (N, P), (N, 1)
         # Equation 11. Its factor 1 - beta of the grid's context is already in alpha.
-        context = beta * sentinel + (alpha.unsqueeze(1) @ cells).squeeze(1)  # (N, decoder_dim)
-        return context + hidden[:, -1], alpha, (keys, cells, image, hidden, cell)
-
-
-def sentinel_share(alphas):
-    """
-    When adaptive attention did not look: beta of each word, 0 if the photo made it and 1 if the sentinel did.
-
-    :param alphas: (..., P), of `AdaptiveAttention`, such as a hypothesis's (T, P); other decoders' give 0, and the
-        empty timesteps after a caption's end 1
-    :return: (...)
-    """
-    return 1 - alphas.sum(dim=-1)
-
-
-def mean_cell(features, size):
-    """
-    :param features: (N, height, width, encoder_dim)
-    :return: (N, encoder_dim), the mean over the grid that `resize_grid` would make, without making it
-    """
-    weights = map_cells(features, size).mean(dim=0)  # (Q,), how much of each old cell is in the new ones
-    return weights @ features.flatten(1, 2)
+        context = beta * sentinel + (alpha.unsqueeze(1) @ grid).squeeze(1)  # (N, decoder_dim)
+        return context + hidden[:, -1], alpha, (keys, grid, image, hidden, cell)
 
 
 DECODERS = {
@@ -215,10 +198,11 @@ class Setting(NamedTuple):
     argument: str  # the decoder's name for it
     decoders: tuple  # those that have it
     expected: str  # which values make sense, in words
-    allows: object  # function: whether a value is one of them
+    allows: Callable  # whether a value is one of them
 
 
 ALL = tuple(DECODERS)
+# What a setting may be: in words, and as a check.
 SIZE = "a whole number from 1 to 100,000", lambda value: type(value) is int and 1 <= value <= 100_000
 SIDE = "a whole number from 1 to 256", lambda value: type(value) is int and 1 <= value <= 256
 COUNT = "a whole number from 1 to 100", lambda value: type(value) is int and 1 <= value <= 100

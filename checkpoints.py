@@ -22,7 +22,8 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
 from distributed import is_first
-from utils import UserError, atomic_path, load_checkpoint, load_json, remove_leftovers, save_checkpoint
+from files import atomic_path, load_checkpoint, load_json, remove_leftovers, save_checkpoint
+from utils import UserError
 
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
 

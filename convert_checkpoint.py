@@ -15,9 +15,10 @@ import torch
 
 from datasets import load_word_map
 from encoders import CONVOLUTIONS, FAMILY, IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from files import save_checkpoint
 from inference import build_captioner
 from unpickling import load_pickled_modules
-from utils import UserError, run_script, save_checkpoint
+from utils import UserError, run_script
 
 
 @dataclass

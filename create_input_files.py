@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from figures import length_histogram, save_figure
+from files import MAX_IMAGE_SIZE, atomic_path, new_hdf5, remove_leftovers
 from photos import photo_reader
 from shapes import create_shapes
-from utils import MAX_IMAGE_SIZE, UserError, atomic_path, new_hdf5, remove_leftovers, run_script
+from utils import UserError, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from utils import MAX_IMAGE_SIZE, UserError, check_file, load_json
+from files import MAX_IMAGE_SIZE, check_file, load_json
+from utils import UserError
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
 
     def to(self, device, resident=None):
         """
-        Move the tensors, but for the lengths: the loop over timesteps needs those on the CPU.
+        Move images and captions. The rest is small, and the loop over timesteps needs the lengths on the CPU.
 
         :param resident: features of the whole split (I, height, width, native_dim) that already are on the device
         """
@@ -63,10 +64,10 @@ class CaptionDataset(Dataset):
         self.split, self.image_major = split.upper(), image_major
         folder = Path(data_folder)
         self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
-        self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
         with open_hdf5(self.image_file, "images") as file:
             self.num_photos, self.image_size = len(file["images"]), file["images"].shape[-1]
             self.captions_per_image = captions_per_image(file)
+        self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
 
         caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
         length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from utils import UserError, check_weights, short
+from files import check_weights, short
+from utils import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
 
     def features(self, images):
         """
-        What a decoder is given in training: the features before they are resized, which the decoder does as it needs.
+        What the loops give a decoder: the features before they are resized, which the decoder does as it needs.
 
         :param images: photos as for `forward`, or what `grid` made of them earlier, float16 from the feature cache
         :return: (N, height, width, encoder_dim)
@@ -164,7 +165,8 @@ def build_backbone(name, weights):
     if weights not in ("imagenet", "none"):
         raise UserError(f"encoder_weights: '{weights}' found, 'imagenet' or 'none' expected (or a file's path)")
     try:
-        network = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+        # V1 are the weights of the tutorial and of the papers' time; V2 were trained with recipes for classification.
+        network = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
     except (OSError, RuntimeError) as error:  # no network; a download that broke off
         raise UserError(
             f"encoder_weights: the ImageNet weights of {name} could not be downloaded ({error}); connect to the "

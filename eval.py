@@ -10,11 +10,12 @@ from pathlib import Path
 
 from calibration import collect, fit_temperature, measure
 from figures import reliability_diagram, save_figure
+from files import save_json
 from inference import check_photos, load_captioner, locate_data
 from loaders import build_loader
 from pointing import pointing_game
 from scoring import check_splits, default_split, print_split, score_split, training_captions
-from utils import UserError, choose_device, run_script, save_json
+from utils import UserError, choose_device, run_script
 
 
 @dataclass
@@ -70,9 +71,9 @@ def main(config):
             captioner, split, loader, resident, known, config.beam_sizes, config.max_length, output_folder, **options
         )
         print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
+        save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
         if config.pointing:
-            print(pointing_game(captioner, loader, resident, config.beam_sizes[-1]))
-    save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
+            print(pointing_game(captioner, loader, resident, config.beam_sizes[-1], config.max_length, **options))
     written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
     if config.calibrate:
         statistics["calibration"] = calibrate(captioner, open_split, list(scores), output_folder)

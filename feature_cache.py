@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from datasets import map_rows, open_hdf5
 from distributed import from_first, gather_at_first, get_rank, get_world_size, is_first
-from utils import UserError, atomic_path, new_hdf5, remove_leftovers
+from files import atomic_path, new_hdf5, remove_leftovers
+from utils import UserError
 
 
 @torch.no_grad()
@@ -90,7 +91,10 @@ def write_features(path, key, shape, batches):
 
 def cache_key(encoder, image_file, images, autocast):
     """:return: 12 hexadecimal digits that change with the encoder's weights, the images, or the precision"""
-    digest = hashlib.sha256(f"{encoder.name} {getattr(autocast, 'fast_dtype', None)}".encode())
+    precision = getattr(autocast, "fast_dtype", None)
+    if next(encoder.parameters()).is_cuda and torch.backends.cudnn.allow_tf32:
+        precision = f"{precision} TF32"
+    digest = hashlib.sha256(f"{encoder.name} {precision}".encode())
     for name, tensor in encoder.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from skimage.transform import pyramid_expand, resize
 
-from utils import UserError, atomic_path
+from files import atomic_path
+from utils import UserError
 
 # One colour for one idea, in every drawing (after Okabe and Ito: told apart by the colour-blind too).
 ENCODER, ATTENTION, LSTM, WORD, GREY = "#0072B2", "#D55E00", "#009E73", "#A8528C", "#6B6B6B"

@@ -17,7 +17,8 @@ from decoding import Rules, beam_search, sample
 from distributed import hide_bar
 from encoders import Encoder
 from ensemble import Encoders, Ensemble
-from utils import UserError, check_weights, load_checkpoint
+from files import check_weights, load_checkpoint
+from utils import UserError
 
 
 class Captioner:
@@ -164,7 +165,7 @@ def load_model(path, device):
 
 def build_captioner(checkpoint, source, device="cpu"):
     """
-    :param checkpoint: as `utils.load_checkpoint` gives it
+    :param checkpoint: as `files.load_checkpoint` gives it
     :param source: its path, for messages
     :return: its `Captioner`, in eval mode
     :raises UserError: if its config names no model, or its weights do not fit that model

@@ -24,7 +24,8 @@ class CaptionLoss(nn.Module):
         :param doubly_stochastic_weight: lambda of equation 14: each cell should be looked at about once in a caption
         :param label_smoothing: share of the target that is spread over all words (Szegedy et al. 2016)
         :param reinforce_weight: lambda_r of section 4.1, how much the drawn cells' reward counts
-        :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted
+        :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted. (0.1 and 0.002 stand in
+            the paper's code, but on its scale: its reward is a mean over words, and neither is divided by the batch.)
         :param baseline_momentum: share of the old baseline in the new one
         """
         super().__init__()
@@ -40,17 +41,17 @@ class CaptionLoss(nn.Module):
             that of the whole batch
         :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats), both 0-d
         """
-        cross_entropy = F.cross_entropy(decoded.scores.float(), decoded.targets)
-        loss = cross_entropy * share.words
-        if self.label_smoothing:
-            loss = F.cross_entropy(decoded.scores.float(), decoded.targets, label_smoothing=self.label_smoothing)
-            loss = loss * share.words
+        scores = decoded.scores.float()  # (M, vocab_size)
+        loss = share.words * F.cross_entropy(scores, decoded.targets, label_smoothing=self.label_smoothing)
+        cross_entropy = loss.detach()
+        if self.label_smoothing:  # what is printed can be compared with runs without it
+            cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
         if decoded.alphas is not None:
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
             loss = loss + share.captions * self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
         if decoded.location_log_probs is not None:
             loss = loss + share.words * self.reinforce(decoded, share)
-        return loss, cross_entropy.detach() * share.words
+        return loss, cross_entropy
 
     def reinforce(self, decoded, share):
         """

@@ -9,6 +9,7 @@ Every decoder offers the same three calls, and nothing else in the project touch
     scores = decoder.scores(output)
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from encoders import Encoder, resize_grid
+from encoders import resize_grid
 from recurrent import shared_products
 from utils import UserError
 
@@ -26,7 +27,6 @@ __all__ = [
     "Decoded",
     "DecoderWithAttention",
     "DecoderWithHardAttention",
-    "Encoder",
 ]
 
 
@@ -51,7 +51,8 @@ class CaptionDecoder(nn.Module):
                  embedding_max_norm=None, tie_weights=False):  # fmt: skip
         super().__init__()
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, embed_dim, max_norm=embedding_max_norm)
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.embedding_max_norm = embedding_max_norm
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(output_dim, vocab_size)
@@ -82,6 +83,14 @@ class CaptionDecoder(nn.Module):
         :return: output (N, output_dim), alpha (N, P) or None, the new state
         """
         raise NotImplementedError
+
+    def embed(self, words):
+        """:return: embeddings (N, embed_dim) of the words (N,), scaled down to `embedding_max_norm` if longer"""
+        embedded = self.embedding(words)  # (N, embed_dim)
+        if self.embedding_max_norm is not None:
+            lengths = embedded.norm(dim=1, keepdim=True)  # (N, 1)
+            embedded = embedded * (self.embedding_max_norm / lengths.clamp_min(1e-12)).clamp(max=1)
+        return self.embedding_dropout(embedded)
 
     def scores(self, output):
         """
@@ -202,7 +211,8 @@ class DecoderWithAttention(CaptionDecoder):
         :param encoded_image_size: side of the grid that attention sees; features of another grid are resized to it
         :param dropout, embedding_dropout, state_dropout: on the output, the word embeddings and the first state
         :param layers: LSTM cells on top of one another
-        :param gate: scale the context by a gate beta (paper, section 4.2.1)
+        :param gate: scale the context by a gate beta (paper, section 4.2.1); the paper's is one number a step, this one
+            has a number for each of the context's, as the tutorial's has
         :param deep_output: let the previous word and the context speak in the output too (paper, equation 7)
         :param nonlinearity: of attention's score, 'relu' or 'tanh' (the paper's)
         :param embedding_max_norm: longer embeddings are scaled down to this length; None for no limit
@@ -225,7 +235,8 @@ class DecoderWithAttention(CaptionDecoder):
     def init_state(self, features):
         """
         :param features: (N, height, width, encoder_dim)
-        :return: features (N, Q, encoder_dim), keys (N, P, attention_dim), hidden and cell (N, layers, decoder_dim)
+        :return: features (N, height, width, encoder_dim), keys (N, P, attention_dim), hidden and cell (N, layers,
+            decoder_dim)
 
         Resizing and `encoder_att` are both linear, so they may be done in either order: on the smaller grid of the
         two. That is why the features may keep their own Q cells while attention sees P of them.
@@ -235,9 +246,7 @@ class DecoderWithAttention(CaptionDecoder):
         if features.shape[1] * features.shape[2] > size * size:
             features = resize_grid(features, size)
         keys = resize_grid(self.attention.encoder_att(features), size).flatten(1, 2)  # (N, P, attention_dim)
-        self.cell_map = map_cells(features, size)  # (P, Q), of this grid: all photos decoded at a time share it
-        features = features.flatten(1, 2)  # (N, Q, encoder_dim)
-        mean = self.cell_map.mean(dim=0) @ features  # (N, encoder_dim)
+        mean = mean_cell(features, size)  # (N, encoder_dim)
         hidden = self.state_dropout(self.init_h(mean)).unflatten(1, (self.layers, -1))  # (N, layers, decoder_dim)
         cell = self.state_dropout(self.init_c(mean)).unflatten(1, (self.layers, -1))  # (N, layers, decoder_dim)
         return features, keys, hidden, cell
@@ -250,23 +259,25 @@ class DecoderWithAttention(CaptionDecoder):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, output_dim), alpha (N, P), the new state
         """
-        features, keys, hidden, cell = state[:4]
+        features, keys, hidden, cell = state[:4]  # hard attention has one tensor more
         alpha = self.attention(keys, hidden[:, -1])  # (N, P)
-        weights, *drawn = self.look(alpha)  # (N, P)
-        context = ((weights @ self.cell_map).unsqueeze(1) @ features).squeeze(1)  # (N, encoder_dim)
+        weights, log_prob = self.look(alpha)  # (N, P), (N,) or None
+        weights = weights @ map_cells(features, self.encoded_image_size)  # (N, Q), of the features' own cells
+        context = (weights.unsqueeze(1) @ features.flatten(1, 2)).squeeze(1)  # (N, encoder_dim)
         if self.f_beta is not None:
             context = torch.sigmoid(self.f_beta(hidden[:, -1])) * context
 
-        embedded = self.embedding_dropout(self.embedding(words))  # (N, embed_dim)
+        embedded = self.embed(words)  # (N, embed_dim)
         hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, context], dim=1), hidden, cell)
         output = hidden[:, -1]  # (N, decoder_dim)
         if self.deep_output:
             output = embedded + self.output_h(output) + self.output_z(context)  # (N, embed_dim)
-        return output, alpha, (features, keys, hidden, cell, *drawn)
+        state = features, keys, hidden, cell
+        return output, alpha, state if log_prob is None else (*state, log_prob)
 
     def look(self, alpha):
-        """:return: weights (N, P) of the cells in the context; soft attention takes alpha itself"""
-        return (alpha,)
+        """:return: weights (N, P) of the cells in the context: alpha itself; None, as no location is drawn"""
+        return alpha, None
 
 
 class DecoderWithHardAttention(DecoderWithAttention):
@@ -292,27 +303,27 @@ class DecoderWithHardAttention(DecoderWithAttention):
         return *super().init_state(features), features.new_zeros(len(features), dtype=torch.float32)
 
     def look(self, alpha):
-        """:return: weights (N, P), a one-hot row or alpha itself; log-probability of the drawn cells (N,), else 0"""
+        """:return: weights (N, P), one-hot rows or alpha itself; log-probability of the drawn locations (N,), else 0"""
         nothing_drawn = torch.zeros_like(alpha[:, 0])  # (N,)
         if not self.training and self.inference == "expectation":
             return alpha, nothing_drawn
         if not self.training and self.inference == "argmax":
             return one_hot(alpha.argmax(dim=1), alpha), nothing_drawn
-        cell = alpha.detach().float().multinomial(1).squeeze(1)  # (N,)
-        log_prob = alpha.gather(1, cell.unsqueeze(1)).squeeze(1).clamp_min(1e-20).log()  # (N,)
+        location = alpha.detach().float().multinomial(1).squeeze(1)  # (N,)
+        log_prob = alpha.gather(1, location.unsqueeze(1)).squeeze(1).clamp_min(1e-20).log()  # (N,)
         if not self.training:
-            return one_hot(cell, alpha), log_prob
+            return one_hot(location, alpha), log_prob
         expected = torch.rand_like(nothing_drawn) < self.expected_share  # (N,)
-        weights = torch.where(expected.unsqueeze(1), alpha, one_hot(cell, alpha))  # (N, P)
+        weights = torch.where(expected.unsqueeze(1), alpha, one_hot(location, alpha))  # (N, P)
         return weights, torch.where(expected, nothing_drawn, log_prob)
 
     def location_log_prob(self, state):
         return state[-1]
 
 
-def one_hot(cell, alpha):
-    """:return: (N, P), like alpha but 1 at `cell` (N,) and 0 elsewhere"""
-    return torch.zeros_like(alpha).scatter_(1, cell.unsqueeze(1), 1.0)
+def one_hot(location, alpha):
+    """:return: (N, P), like alpha but 1 at `location` (N,) and 0 elsewhere"""
+    return torch.zeros_like(alpha).scatter_(1, location.unsqueeze(1), 1.0)
 
 
 def map_cells(features, size):
@@ -322,9 +333,23 @@ def map_cells(features, size):
     :param features: (N, height, width, encoder_dim), only for its grid, device and type
     :return: (P, Q): row p says which of the Q = height * width cells make cell p of the P = size * size, and sums to 1
     """
-    height, width = features.shape[1:3]
-    each_cell = torch.eye(height * width, dtype=features.dtype, device=features.device)  # (Q, Q)
-    return resize_grid(each_cell.view(1, height, width, -1), size).flatten(1, 2).squeeze(0)  # (P, Q)
+    return resizing_matrix(*features.shape[1:3], size, features.dtype, features.device)
+
+
+@functools.lru_cache(maxsize=16)  # it is asked for at each step
+@torch.no_grad()
+def resizing_matrix(height, width, size, dtype, device):
+    """:return: (P, Q), what `map_cells` says"""
+    each_cell = torch.eye(height * width, dtype=dtype, device=device)  # (Q, Q)
+    return resize_grid(each_cell.view(1, height, width, -1), size).flatten(1, 2).squeeze(0)
+
+
+def mean_cell(features, size):
+    """
+    :param features: (N, height, width, encoder_dim)
+    :return: (N, encoder_dim), the mean over the grid that `resize_grid` would make, without making it
+    """
+    return map_cells(features, size).mean(dim=0) @ features.flatten(1, 2)
 
 
 def lstm_stack(input_dim, decoder_dim, layers):

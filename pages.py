@@ -19,7 +19,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from figures import check_image, square_grids
-from utils import UserError, atomic_path
+from files import atomic_path
+from utils import UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
 JPEG_QUALITY = 80

@@ -31,12 +31,13 @@ class Pointing:
         )
 
 
-def pointing_game(captioner, loader, resident=None, beam_size=5):
+def pointing_game(captioner, loader, resident=None, beam_size=5, max_length=50, **options):
     """
     Caption a split of the built-in dataset, and see where the model looked at its object words.
 
     :param captioner: `inference.Captioner` of a model with attention
     :param loader, resident: as `loaders.build_loader` gives them
+    :param options: of the search, as for `decoding.Rules`
     :return: `Pointing`
     :raises UserError: if the split has no boxes, or the model no attention
     """
@@ -46,7 +47,7 @@ def pointing_game(captioner, loader, resident=None, beam_size=5):
     counts = Pointing(0, 0, 0.0, 0)
     for batch in tqdm(loader, desc="pointing game", leave=False, disable=None):
         images = batch.to(captioner.device, resident).images
-        found = captioner.search(images, beam_size, keep_alphas=True)
+        found = captioner.search(images, beam_size, max_length, keep_alphas=True, **options)
         for photo, [best, *_] in zip(batch.photos.tolist(), found, strict=True):
             if best.alphas is None:
                 raise UserError("pointing: the model has no attention; give one that has")

@@ -4,7 +4,7 @@ The decoder's matrix products in training, made cheaper without changing what th
     with shared_products():
         for t in ...:
 
-every `nn.Linear` and `nn.Embedding` is treated in two ways; the code inside needs no change.
+every `nn.Linear` with a bias and every `nn.Embedding` is treated in two ways; the code inside needs no change.
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
@@ -30,7 +30,7 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
-            if function is F.linear and len(args) == 3 and args[1].requires_grad:
+            if function is F.linear and len(args) == 3 and args[2] is not None and args[1].requires_grad:
                 x, weight, bias = args
                 shared = self.shared(function, weight, bias, matmul_dtype(x))
                 return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
@@ -42,7 +42,7 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
         return function(*args, **kwargs)
 
     def shared(self, function, weight, bias, dtype):
-        layer = function, id(weight)  # tied weights are one tensor with two uses
+        layer = function, id(weight), id(bias)  # tied weights are one tensor with two uses
         if layer not in self.layers:
             self.layers[layer] = _Shared(weight, bias, dtype)
         return self.layers[layer]
@@ -58,6 +58,7 @@ class _Shared:
     """What all uses of a layer share: its tensors without their history, and the rows for the weight's gradient."""
 
     def __init__(self, weight, bias, dtype):
+        self.named_by = weight, bias  # kept alive, so that no other tensor gets their ids
         self.weight = weight.detach().to(dtype)  # (output, input)
         self.bias = None if bias is None else bias.detach().to(dtype)  # (output,)
         self.rows = []  # (backward pass, gradient (M, output), input (M, input)) of every use

@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, load_json, run_script
+from files import load_json
+from utils import UserError, run_script
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
 DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3 --decoder_lr 2e-3
@@ -23,7 +24,8 @@ DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encode
 class Config:
     dataset: str = "shapes"  # name for the files; shapes is drawn on the spot
     annotations: str | None = None  # captions of your own data, as for create_input_files.py
-    image_folder: str | None = None  # its photos
+    image_folder: str | None = None  # its photos; default images/ beside the annotations
+    min_word_freq: int = 5  # words that come this often or less in training captions become <unk>
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
     train_options: str | None = None  # for train.py, in quotes; default a quick recipe for shapes, else none
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
@@ -31,21 +33,21 @@ class Config:
 
 def main(config):
     folder, run_folder = f"data/{config.dataset}", config.run_folder or f"runs/{config.dataset}"
-    data_name = f"{config.dataset}_5_cap_per_img_5_min_word_freq"
+    data_name = f"{config.dataset}_5_cap_per_img_{config.min_word_freq}_min_word_freq"
     train_options = config.train_options
     if train_options is None:
         train_options = DEMO if config.annotations is None else ""
+    annotations = config.annotations or f"{folder}/dataset_shapes.json"
+    image_folder = config.image_folder or str(Path(annotations).parent / "images")
 
-    create = ["--dataset", config.dataset, "--output_folder", folder]
+    create = ["--dataset", config.dataset, "--output_folder", folder, "--min_word_freq", str(config.min_word_freq)]
     if config.annotations:
-        create += ["--annotations", config.annotations]
-    if config.image_folder:
-        create += ["--image_folder", config.image_folder]
+        create += ["--annotations", config.annotations, "--image_folder", image_folder]
     run("create_input_files.py", *create)
     run("train.py", "--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder,
         *shlex.split(train_options))  # fmt: skip
     run("eval.py", "--checkpoint", f"{run_folder}/best.pth")
-    img = config.img or first_photo(folder, data_name, config.image_folder or f"{folder}/images")
+    img = config.img or first_photo(folder, data_name, image_folder)
     run("caption.py", "--img", img, "--model", f"{run_folder}/best.pth", "--figure", f"{run_folder}/attention.png")
 
 

@@ -1,7 +1,7 @@
 """
 What changes over time: the learning rates, and how often the decoder is shown the true word.
 
-Each is a plain function of the step, so that a run which is resumed, or plotted, needs no more than the step.
+Each is a function of the step (and of the validation scores, for 'plateau'), so that a run is easily resumed.
 """
 
 import bisect
@@ -25,26 +25,25 @@ class Schedule:
         schedule.after_validation(bleu4)  # after each epoch; only 'plateau' listens
     """
 
-    def __init__(self, name, optimizer, total_steps, *, warmup_steps=0, step_size=1000, gamma=0.8, patience=8,
-                 cycles=1, cycle_growth=1.0, final_factor=0.0):  # fmt: skip
+    def __init__(
+        self, name, optimizer, total_steps, *, warmup_steps=0, step_size=1000, gamma=0.8, patience=8, cycles=1
+    ):  # fmt: skip
         """
         :param name: what the factor does after the warm-up:
             'none': stays 1;
             'steps': is multiplied by `gamma` every `step_size` steps;
             'exponential': the same without stairs, a little at each step;
             'plateau': is multiplied by `gamma` after `patience` epochs without a better validation score;
-            'cosine': falls from 1 to `final_factor` along half a cosine, in each of `cycles` cycles (warm restarts,
-            Loshchilov and Hutter 2017); the cycles fill the steps exactly, so that the run ends at the lowest rate;
-            'one_cycle': rises from 1/25 to 1, then falls to `final_factor`, along half cosines (Smith and Topin 2018)
+            'cosine': falls from 1 to 0 along half a cosine, in each of `cycles` cycles (warm restarts, Loshchilov and
+            Hutter 2017); the cycles fill the steps exactly, so that the run ends at the lowest rate;
+            'one_cycle': rises from 1/25 to 1, then falls to 0, along half cosines (Smith and Topin 2018)
         :param optimizer: its groups' rates, as they are now, are the base rates
         :param total_steps: optimizer steps of the whole run, with the warm-up; the last rate is kept after them
         :param warmup_steps: steps in which the rates rise linearly to their first value (Goyal et al. 2017)
-        :param cycle_growth: how much longer each cosine cycle is than the one before
         :raises UserError: if a setting is out of its range
         """
         self.name, self.optimizer, self.total_steps, self.warmup_steps = name, optimizer, total_steps, warmup_steps
-        self.step_size, self.gamma, self.patience = step_size, gamma, patience
-        self.cycles, self.cycle_growth, self.final_factor = cycles, cycle_growth, final_factor
+        self.step_size, self.gamma, self.patience, self.cycles = step_size, gamma, patience, cycles
         self.check()
         self.steps = 0  # that the optimizer has done
         self.best_score, self.epochs_since_best, self.drops = -math.inf, 0, 0
@@ -92,15 +91,15 @@ class Schedule:
         if self.name == "plateau":
             return self.gamma**self.drops
         if self.name == "cosine":
-            edges = cycle_edges(total, self.cycles, self.cycle_growth)
+            edges = cycle_edges(total, self.cycles)
             cycle = bisect.bisect(edges, step) - 1
             start, end = edges[cycle], edges[cycle + 1]
-            return anneal(1, self.final_factor, (step - start) / (end - 1 - start))
+            return anneal(1, 0, (step - start) / (end - 1 - start))
         if self.name == "one_cycle":
             top = round(ONE_CYCLE_RISE * total) - 1
             if step < top:
                 return anneal(ONE_CYCLE_START, 1, step / top)
-            return anneal(1, self.final_factor, (step - top) / (total - 1 - top))
+            return anneal(1, 0, (step - top) / (total - 1 - top))
         return 1.0
 
     def check(self):
@@ -111,17 +110,15 @@ class Schedule:
         expect(
             0 <= self.warmup_steps < total, "warmup_steps", self.warmup_steps, f"0 to {total - 1}, less than the run"
         )
-        expect(self.step_size > 0, "step_size", self.step_size, "more than 0 steps")
-        expect(0 < self.gamma <= 1, "gamma", self.gamma, "more than 0, up to 1")
-        expect(self.patience >= 1, "patience", self.patience, "1 epoch or more")
-        expect(self.cycles >= 1, "cycles", self.cycles, "1 or more")
-        expect(self.cycle_growth > 0, "cycle_growth", self.cycle_growth, "more than 0")
-        expect(0 <= self.final_factor <= 1, "final_factor", self.final_factor, "0 to 1")
+        expect(self.step_size > 0, "schedule_step_size", self.step_size, "more than 0 steps")
+        expect(0 < self.gamma <= 1, "schedule_gamma", self.gamma, "more than 0, up to 1")
+        expect(self.patience >= 1, "schedule_patience", self.patience, "1 epoch or more")
+        expect(self.cycles >= 1, "schedule_cycles", self.cycles, "1 or more")
         if self.name == "cosine":
-            edges = cycle_edges(steps, self.cycles, self.cycle_growth)
+            edges = cycle_edges(steps, self.cycles)
             shortest = min(edges[i + 1] - edges[i] for i in range(self.cycles))
             expected = f"fewer (the shortest would have {shortest} of the {steps} steps)"
-            expect(shortest >= 2, "cycles", self.cycles, expected)
+            expect(shortest >= 2, "schedule_cycles", self.cycles, expected)
         if self.name == "one_cycle":
             expect(steps >= 5, "total_steps", total, "5 or more after the warm-up, to rise and fall in")
 
@@ -179,10 +176,9 @@ def anneal(start, end, share):
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def cycle_edges(total, cycles, growth):
+def cycle_edges(total, cycles):
     """:return: list of the step at which each cycle starts, and `total`"""
-    lengths = [growth**i for i in range(cycles)]
-    return [round(total * sum(lengths[:i]) / sum(lengths)) for i in range(cycles + 1)]
+    return [round(total * i / cycles) for i in range(cycles + 1)]
 
 
 def expect(holds, field, found, expected):

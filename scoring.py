@@ -4,7 +4,8 @@ import csv
 
 import metrics
 from datasets import load_references
-from utils import UserError, atomic_path, save_json
+from files import atomic_path, save_json
+from utils import UserError
 
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from utils import UserError, load_json, remove_leftovers, run_script, save_json
+from files import load_json, remove_leftovers, save_json
+from utils import UserError, run_script
 
 IMAGE_SIZE = 256  # pixels
 SUPERSAMPLE = 4  # shapes are drawn this much larger, then reduced: smooth edges

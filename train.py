@@ -53,7 +53,7 @@ class Config:
     decoder_dim: int = 512  # numbers in the LSTM's state
     attention_dim: int = 512  # numbers in the space where attention compares cells with the LSTM's state
     decoder_layers: int = 1  # LSTM cells on top of one another; the papers have one
-    gate: bool = True  # soft, hard: scale the context by a gate beta (paper, section 4.2.1)
+    gate: bool = True  # soft, hard: scale each number of the context by a gate beta (tutorial; paper, section 4.2.1)
     deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
     attention_nonlinearity: str = "relu"  # of attention's score: 'relu' as in the tutorial, 'tanh' as in the paper
     hard_expected_share: float = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
@@ -67,11 +67,13 @@ class Config:
     state_dropout: float = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
 
     # Loss
-    doubly_stochastic_weight: float = 1.0  # how much each cell should be looked at once a caption (paper, eq. 14)
+    doubly_stochastic_weight: float = 1.0  # how much each cell should be looked at once (paper, eq. 14); adaptive: 0
     label_smoothing: float = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
-    reinforce_weight: float = 0.1  # hard: weight of the reward for the drawn cells (0.1 in the paper's code)
-    entropy_weight: float = 0.002  # hard: weight of attention's entropy (0.002 in the paper's code)
-    teacher_forcing: str = "always"  # or scheduled sampling that decays 'linear', 'exponential', 'inverse_sigmoid'
+    reinforce_weight: float = 0.1  # hard: weight of the reward for the drawn locations (paper, 4.1; 0.1 in its code)
+    entropy_weight: float = 0.002  # hard: weight of attention's entropy (paper, 4.1; 0.002 in its code)
+    teacher_forcing: str = (
+        "always"  # or scheduled sampling, over all `epochs`: 'linear', 'exponential', 'inverse_sigmoid'
+    )
     teacher_forcing_floor: float = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
 
     # Optimizer
@@ -320,9 +322,10 @@ def validate(run, loader, resident):
 
     with open_hdf5(loader.dataset.image_file, "images") as file:
         photo = file["images"][0]  # (3, S, S)
-    [[best]] = captioner.search(torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, keep_alphas=True)
+    with run.autocast:
+        [[best]] = captioner.search(torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, keep_alphas=True)
     words = captioner.sentence(best)
-    alphas = None if best.alphas is None else best.alphas[: len(words)]
+    alphas = None if best.alphas is None else best.alphas[: len(words)].float()
     return scores, attention_figure(photo.transpose(1, 2, 0), words, alphas)
 
 
@@ -352,13 +355,13 @@ def check(config):
         if getattr(config, name) not in allowed:
             raise UserError(f"{name}: '{getattr(config, name)}' found, one of {', '.join(allowed)} expected")
     positive = ("epochs", "batch_size", "accumulate", "val_beam_size", "val_batch_size", "stop_patience", "print_every",
-                "clip_at", "encoder_lr", "decoder_lr", "val_share")  # fmt: skip
+                "clip_at", "encoder_lr", "decoder_lr", "embedding_lr", "val_share")  # fmt: skip
     for name in positive:
-        if getattr(config, name) <= 0:
+        if getattr(config, name) is not None and getattr(config, name) <= 0:
             raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
     ranges = {
         "batch_size": (distributed.get_world_size(), 10**6),  # one for each process
-        "save_minutes": (0, 10**6),
+        "save_minutes": (0, 10**6), "weight_decay": (0, 10**6),
         "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
         "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
     }  # fmt: skip
@@ -367,22 +370,27 @@ def check(config):
         if value is not None and not least <= value <= most:
             raise UserError(f"{name}: {value} found, {least} to {most} expected")
     defaults = Config()
-    for names, needed, expected in (
-        (("reinforce_weight", "entropy_weight"), config.decoder == "hard", "--decoder hard"),
-        (
-            ("fine_tune_from_step", "fine_tune_from_block", "encoder_lr"),
-            config.fine_tune_encoder,
-            "--fine_tune_encoder",
-        ),
-        (("fine_tune_embeddings",), config.word_vectors is not None, "--word_vectors"),
-        (("schedule_patience",), config.schedule == "plateau", "--schedule plateau"),
-        (("schedule_cycles",), config.schedule == "cosine", "--schedule cosine"),
-        (("schedule_step_size",), config.schedule in ("steps", "exponential"), "--schedule steps or exponential"),
-        (("teacher_forcing_floor",), config.teacher_forcing != "always", "a --teacher_forcing that decays"),
+    for name, works, expected in (
+        ("reinforce_weight", config.decoder == "hard", "--decoder hard"),
+        ("entropy_weight", config.decoder == "hard", "--decoder hard"),
+        ("doubly_stochastic_weight", config.decoder != "show_tell", "a --decoder with attention"),
+        ("fine_tune_from_step", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_from_block", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_from_block", config.encoder_weights != "none", "pretrained --encoder_weights"),
+        ("encoder_lr", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_embeddings", config.word_vectors is not None, "--word_vectors"),
+        ("embedding_lr", config.fine_tune_embeddings, "--fine_tune_embeddings"),
+        ("clip_at", config.clip != "none", "--clip value or norm"),
+        ("schedule_patience", config.schedule == "plateau", "--schedule plateau"),
+        ("schedule_gamma", config.schedule in ("plateau", "steps", "exponential"), "such a --schedule"),
+        ("schedule_cycles", config.schedule == "cosine", "--schedule cosine"),
+        ("schedule_step_size", config.schedule in ("steps", "exponential"), "--schedule steps or exponential"),
+        ("teacher_forcing_floor", config.teacher_forcing != "always", "a --teacher_forcing that decays"),
     ):
-        for name in names:
-            if getattr(config, name) != getattr(defaults, name) and not needed:
-                raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
+        if getattr(config, name) != getattr(defaults, name) and not works:
+            raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
+    if config.tie_weights and not config.fine_tune_embeddings:
+        raise UserError("fine_tune_embeddings: False found, but with --tie_weights they are the output's weights too")
 
 
 if __name__ == "__main__":

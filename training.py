@@ -13,9 +13,10 @@ from augmentation import Augmentation
 from captioners import SETTINGS, build_decoder
 from distributed import average, gather, get_rank, wrap
 from encoders import Encoder
+from files import check_weights, load_tensors, short
 from losses import CaptionLoss
 from schedules import Schedule
-from utils import UserError, check_weights, choose_autocast, load_tensors, short
+from utils import UserError, choose_autocast
 from word_vectors import load_word_vectors
 
 
@@ -124,14 +125,19 @@ class Run:
         if checkpoint["word_map"] != self.word_map:
             raise UserError("resume: the checkpoint has other words than the data; give the data of its run")
         within_epoch = checkpoint["progress"].get("batch", 0) > 0
-        for name in ("encoder", "encoder_dim", "decoder", *SETTINGS, *self.ORDER * within_epoch):
+        same = ("encoder", "encoder_dim", "fine_tune_encoder", "decoder", "optimizer", *SETTINGS)
+        for name in (*same, *self.ORDER * within_epoch):
             found, expected = getattr(self.config, name), checkpoint["config"].get(name)
             if found != expected:
                 raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
         try:
             check_parts(self, checkpoint)
+            rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
             for name in self.PARTS:
                 getattr(self, name).load_state_dict(checkpoint[name])
+            for group, (lr, weight_decay) in zip(self.optimizer.param_groups, rates, strict=True):
+                group |= {"initial_lr": lr, "weight_decay": weight_decay}  # a run that diverged may go on with others
+            self.schedule.apply()
             for name in self.PROGRESS:
                 setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
             for name, readings in checkpoint.get("readings", {}).items():
@@ -202,7 +208,8 @@ def start_run(config, captions, device, total_steps):
 
     vectors = None
     if config.word_vectors:
-        vectors, _ = load_word_vectors(config.word_vectors, word_map, seed=config.seed)
+        wanted = config.embed_dim if config.embed_dim != SETTINGS["embed_dim"].default else None
+        vectors, _ = load_word_vectors(config.word_vectors, word_map, wanted, config.seed)
         config = dataclasses.replace(config, embed_dim=vectors.shape[1])
     decoder = build_decoder(dataclasses.asdict(config), len(word_map), encoder.encoder_dim)
     if vectors is not None:
@@ -213,6 +220,7 @@ def start_run(config, captions, device, total_steps):
         encoder.backbone.compile()  # in place: the names in checkpoints stay
 
     optimizer = build_optimizer(config, encoder, decoder)
+    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
     return Run(
         config, word_map, device, choose_autocast(config.precision, device), encoder, decoder,
         wrap(EncoderDecoder(encoder, decoder), share_buffers=not encoder.frozen),
@@ -234,9 +242,9 @@ def build_optimizer(config, encoder, decoder):
     rest += encoder.project.parameters()  # the 1 x 1 convolution is new, as the decoder is
     groups = [
         {"params": rest, "lr": config.decoder_lr},
-        {"params": embeddings, "lr": config.embedding_lr or config.decoder_lr},
+        {"params": embeddings, "lr": config.decoder_lr if config.embedding_lr is None else config.embedding_lr},
     ]
-    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)
+    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)  # now or later
     trained = [parameter for parameter in encoder.backbone.parameters() if parameter.requires_grad]
     if config.fine_tune_encoder and not trained:
         raise UserError(
@@ -244,7 +252,6 @@ def build_optimizer(config, encoder, decoder):
         )
     if trained:
         groups.append({"params": trained, "lr": config.encoder_lr})
-    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from utils import UserError, check_file
+from files import check_file
+from utils import UserError
 
 # The classes of such a model, of its optimizers and of what old PyTorch kept beside them.
 INERT = {

@@ -16,9 +16,10 @@ from tqdm import tqdm
 import metrics
 from datasets import CaptionDataset, open_hdf5
 from feature_cache import read_images
+from files import load_json
 from inference import check_photos, load_captioner, locate_data, newest_checkpoint
 from pages import Caption, Photo, check_page_path, write_page
-from utils import UserError, choose_device, load_json, run_script
+from utils import UserError, choose_device, run_script
 
 
 @dataclass

@@ -10,7 +10,8 @@ import re
 import torch
 
 from datasets import SPECIAL_WORDS
-from utils import UserError, check_file
+from files import check_file
+from utils import UserError
 
 
 def load_word_vectors(path, word_map, embed_dim=None, seed=0):

@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere
 import train
 from captioners import build_decoder
 from encoders import Encoder
-from utils import run_script, save_checkpoint
+from files import save_checkpoint
+from utils import run_script
 
 VOCAB_SIZE, STEPS = 9490, 12
 
@@ -71,6 +72,7 @@ def main(config):
                 shutil.copy(photo, some)
             took, captions = caption(some)
             same = sum(captions.get(photo) == words for _, one in alone for photo, words in one.items())
+            assert count < len(alone) or same == len(alone), f"only {same} of {len(alone)} captions are the same"
             print(f"{count} photos: {took:.1f} s; {same} of {len(alone)} captions are the same", flush=True)
             rows.append((f"a folder of {count} photos", "photos/s", plain_rate, count / took, None))
     report("caption_folder", rows)

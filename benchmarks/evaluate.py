@@ -4,7 +4,7 @@ Captioning photos with beam 5 against the tutorial's evaluation: ResNet-101, 512
 Plain, as the tutorial describes it: every caption row brings its photo, so each photo comes five times, alone, through
 the encoder and a beam search that projects the features at every step. Ours: each photo once, in batches, over cached
 features or the photos themselves. Weights are random, so captions would never end: both stop after 12 steps, as long
-as COCO's captions with <end>. Both must find the same captions, which is checked. The limit is the arithmetic of the
+as COCO's captions with <end>. Both must find the same captions, which is checked. The limit is the arithmetic of our
 search (and of the encoder, without the cache) at the rate of a large matrix product.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import matmul_rate, report, seconds
+from measure import matmul_rates, report, seconds
 from plain import PlainDecoder, plain_encode, settle
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,9 +49,7 @@ def main(config):
     images = torch.randint(0, 256, (config.photos, 3, 256, 256), dtype=torch.uint8, device=device)
     settle(encoder, images[:4])
     cached = encoder.grid(images)
-    rates = {kind: matmul_rate(device, kind) for kind in (torch.float32, torch.bfloat16)}
-    print(f"{device}, {torch.get_num_threads()} threads; matrix products: " + ", ".join(
-        f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items()))  # fmt: skip
+    rates = matmul_rates(device)
 
     def caption_plain():
         found = []
@@ -68,6 +66,7 @@ def main(config):
         return [best.words for best, *_ in beam_search(ours, encoder.features(photos), rules, config.beam_size)]
 
     same = sum(a == b for a, b in zip(caption_plain(), caption_ours(cached), strict=False))
+    assert same == config.plain_photos, f"only {same} of {config.plain_photos} captions are the same"
     print(f"{same} of {config.plain_photos} captions are the same")
     plain_rate = config.plain_photos / seconds(caption_plain, device, repeats=1, warm_up=0)
 

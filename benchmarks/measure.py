@@ -5,6 +5,7 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
 
 
 def synchronize(device):
@@ -29,6 +30,18 @@ def matmul_rate(device, dtype, size=2048):
     """:return: floating-point operations a second that this machine reaches in a large matrix product, now"""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10, warm_up=3)
+
+
+def matmul_rates(device):
+    """:return: dict of type -> `matmul_rate`, which is printed too, for a CPU also what oneDNN reaches in float32"""
+    rates = {dtype: matmul_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    print(f"{device}, {torch.get_num_threads()} threads; matrix products: " + ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items()))  # fmt: skip
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        a, b = (torch.randn(2048, 2048) for _ in range(2))
+        onednn = 2 * 2048**3 / seconds(lambda: F.linear(a.to_mkldnn(), b).to_dense(), device, repeats=10, warm_up=3)
+        print(f"through oneDNN, which training and convolutions use: {onednn / 1e9:.0f} GFLOP/s in float32")
+    return rates
 
 
 def report(benchmark, rows):

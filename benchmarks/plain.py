@@ -43,11 +43,11 @@ class PlainDecoder(nn.Module):
         alpha = self.full_att(att).squeeze(2).softmax(dim=1)
         return (features * alpha.unsqueeze(2)).sum(dim=1), alpha
 
-    def step(self, words, features, h, c):
+    def step(self, embedded, features, h, c):
         """:return: alpha (N, P), h and c (N, decoder_dim)"""
         context, alpha = self.attend(features, h)
         context = torch.sigmoid(self.f_beta(h)) * context
-        h, c = self.decode_step(torch.cat([self.embedding(words), context], dim=1), (h, c))
+        h, c = self.decode_step(torch.cat([embedded, context], dim=1), (h, c))
         return alpha, h, c
 
     def forward(self, features, captions, lengths):
@@ -60,12 +60,13 @@ class PlainDecoder(nn.Module):
         features, captions = features[order].flatten(1, 2), captions[order]  # (N, P, encoder_dim)
         mean = features.mean(dim=1)
         h, c = self.init_h(mean), self.init_c(mean)
+        embedded = self.embedding(captions)  # (N, max_length, embed_dim)
         decode_lengths = (lengths - 1).tolist()
         scores = features.new_zeros(len(captions), max(decode_lengths), self.fc.out_features)
         alphas = features.new_zeros(len(captions), max(decode_lengths), features.shape[1])
         for t in range(max(decode_lengths)):
             n = sum(length > t for length in decode_lengths)
-            alpha, h, c = self.step(captions[:n, t], features[:n], h[:n], c[:n])
+            alpha, h, c = self.step(embedded[:n, t], features[:n], h[:n], c[:n])
             scores[:n, t] = self.fc(self.dropout(h))
             alphas[:n, t] = alpha
         return scores, alphas, captions, decode_lengths
@@ -84,7 +85,7 @@ class PlainDecoder(nn.Module):
         totals = torch.zeros(k, 1, device=features.device)
         complete = []
         for step in range(1, steps + 1):
-            alpha, h, c = self.step(written[:, -1], features[: len(written)], h, c)
+            alpha, h, c = self.step(self.embedding(written[:, -1]), features[: len(written)], h, c)
             candidates = totals + self.fc(h).log_softmax(dim=1)  # (k, vocab_size)
             best, index = (candidates[0] if step == 1 else candidates.flatten()).topk(k)
             rows, words = index // candidates.shape[1], index % candidates.shape[1]

@@ -7,6 +7,7 @@ Memory is what the process holds at the end of each epoch (resident, without the
 """
 
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -56,10 +57,13 @@ def main(config):
 
 def run_epoch(config, photos, device):
     """:return: seconds of one epoch, bytes that the process holds at its end"""
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        features = make_files(Path(folder), photos, config)
+        made = spawn.Process(target=make_files, args=(Path(folder), photos, config))  # its memory is not training's
+        made.start()
+        made.join()
         dataset = CaptionDataset(folder, "made_up", "TRAIN")
-        dataset.use_features(features)
+        dataset.use_features(Path(folder) / "features.hdf5")
         loader = DataLoader(
             dataset, batch_sampler=BatchOrder(dataset.lengths, config.batch_size), collate_fn=dataset.collate
         )
@@ -98,7 +102,6 @@ def make_files(folder, photos, config):
         features = file.create_dataset("features", (photos, config.grid, config.grid, config.channels), dtype="float16")
         for i in range(0, photos, 10_000):
             features[i : i + 10_000] = random.standard_normal(features[i : i + 10_000].shape).astype(np.float16)
-    return folder / "features.hdf5"
 
 
 def resident_bytes():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import matmul_rate, report, seconds
+from measure import matmul_rates, report, seconds
 from plain import PlainDecoder, plain_encode, settle
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
 from encoders import Encoder
-from losses import CaptionLoss
+from losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 
@@ -47,9 +47,7 @@ def main(config):
     images, captions, lengths = make_batch(config.batch_size, device)
     settle(encoder, images[:4])
     features = encoder.grid(images)  # as the cache keeps them
-    rates = {kind: matmul_rate(device, kind) for kind in (torch.float32, torch.bfloat16)}
-    print(f"{device}, {torch.get_num_threads()} threads; matrix products: " + ", ".join(
-        f"{rate / 1e9:.0f} GFLOP/s in {kind}" for kind, rate in rates.items()))  # fmt: skip
+    rates = matmul_rates(device)
     words = int((lengths - 1).sum())
 
     check_same_loss(encoder, ours, plain, images, features, captions, lengths)
@@ -96,33 +94,41 @@ def precisions(device):
 
 
 def plain_loss(encoder, decoder, images, captions, lengths):
-    """The tutorial's loss: cross entropy of the packed scores, and the doubly stochastic term."""
+    """:return: the tutorial's loss, cross entropy of the packed scores and the doubly stochastic term; its accuracy"""
     encoder.backbone.to(memory_format=torch.contiguous_format)
     features = plain_encode(encoder, images)
     scores, alphas, captions, decode_lengths = decoder(features, captions, lengths)
     scores = pack_padded_sequence(scores, decode_lengths, batch_first=True).data
     targets = pack_padded_sequence(captions[:, 1:], decode_lengths, batch_first=True).data
-    return F.cross_entropy(scores, targets) + ((1 - alphas.sum(dim=1)) ** 2).mean()
+    loss = F.cross_entropy(scores, targets) + ((1 - alphas.sum(dim=1)) ** 2).mean()
+    return loss, top_k_accuracy(scores, targets, 5)
 
 
 def our_loss(encoder, decoder, images, captions, lengths, image_rows=None):
-    return CaptionLoss()(decoder(encoder.features(images), captions, lengths, image_rows))[0]
+    decoded = decoder(encoder.features(images), captions, lengths, image_rows)
+    return CaptionLoss()(decoded)[0], top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
 
 
 def time_step(modules, loss_of, repeats, autocast=None):
-    """:return: median seconds of forward, backward, clipping and Adam's step"""
+    """:return: median seconds of forward, backward, clipping, Adam's step, and of the readings that each loop takes"""
+    ours = autocast is not None
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=autocast is not None)  # fused is ours
+    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=ours)
     for module in modules:
         module.train()
-        if isinstance(module, Encoder) and autocast is not None:
+        if isinstance(module, Encoder) and ours:
             module.backbone.to(memory_format=torch.channels_last)
+
+    readings = []
 
     def step():
         with autocast or contextlib.nullcontext():
-            loss = loss_of()
+            loss, accuracy = loss_of()
         optimizer.zero_grad()
         loss.backward()
+        readings.append((loss.detach(), accuracy))
+        if ours:  # train.py looks at the gradients too, whether they are finite
+            readings.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         torch.nn.utils.clip_grad_value_(parameters, 5.0)
         optimizer.step()
 
@@ -133,8 +139,8 @@ def check_same_loss(encoder, ours, plain, images, features, captions, lengths):
     """Both must compute the same thing, or the comparison is worth nothing."""
     ours.eval(), plain.eval()
     with torch.no_grad():
-        a = our_loss(encoder, ours, features, captions, lengths).item()
-        b = plain_loss(encoder, plain, images, captions, lengths).item()
+        a = our_loss(encoder, ours, features, captions, lengths)[0].item()
+        b = plain_loss(encoder, plain, images, captions, lengths)[0].item()
     assert abs(a - b) < 1e-3 * abs(b), f"the losses differ: ours {a}, plain {b}"
     print(f"loss of ours {a:.6f}, of the plain version {b:.6f}")
 

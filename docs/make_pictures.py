@@ -28,8 +28,9 @@ from drawings import (
     encoder_grid_figure,
 )
 from figures import ATTENTION, LSTM, WORD, attention_figure, save_figure, show_photo, spotlight, upscale_attention
+from files import atomic_path
 from shapes import draw_scene, make_captions, make_scene
-from utils import UserError, atomic_path, run_script
+from utils import UserError, run_script
 
 GRID = 14  # cells on a side
 # A language of a few words for the beam search picture: what may follow which word, and how likely.

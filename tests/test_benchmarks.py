@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "script, options",
     [
+        ("preprocess.py", ["--photos", "2", "2", "--repeats", "1"]),
         ("scaling.py", ["--photos", "20", "40"]),
         ("memory.py", ["--steps", "4", "--epochs", "2"]),
         ("train_step.py", ["--encoder", "resnet18", "--batch_size", "5", "--repeats", "1"]),

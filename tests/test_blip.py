@@ -25,9 +25,10 @@ from blip import Caption, Eval, Finetune, New, main
 from blip_model import IGNORED, load_blip, new_blip
 from blip_training import start_run
 from datasets import CaptionDataset
+from files import load_tensors
 from photos import read_photo
 from shapes import create_shapes
-from utils import UserError, load_tensors
+from utils import UserError
 
 WORDS = ["a", "red", "cat", "sat", "on", "my", "mat"]
 NAME = "shapes_5_cap_per_img_0_min_word_freq"

@@ -18,9 +18,10 @@ from caption import Config, main
 from captioned import find_photos
 from captioners import build_decoder
 from encoders import Encoder
+from files import load_checkpoint, save_checkpoint
 from inference import load_captioner
 from photos import read_photo
-from utils import UserError, load_checkpoint, parse_args, save_checkpoint
+from utils import UserError, parse_args
 
 SIDE = 64
 load = functools.cache(load_captioner)  # for what the script's answers are compared with

@@ -12,8 +12,9 @@ from kill_training import scalars
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoints import RunFolder
+from files import atomic_path, load_checkpoint, lock, remove_leftovers, save_checkpoint
 from train import Config
-from utils import UserError, atomic_path, load_checkpoint, lock, remove_leftovers, save_checkpoint
+from utils import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,10 +26,11 @@ import train
 from captioners import build_decoder
 from datasets import BatchOrder
 from encoders import Encoder
+from files import load_checkpoint
 from losses import CaptionLoss
 from models import Decoded
 from training import EncoderDecoder
-from utils import UserError, load_checkpoint, run_script
+from utils import UserError, run_script
 
 ROOT = Path(__file__).parents[1]
 WORD_MAP = {"<pad>": 0, "a": 1, "red": 2, "cat": 3, "dog": 4, "sat": 5, "ran": 6, "<unk>": 7, "<start>": 8, "<end>": 9}

@@ -12,8 +12,9 @@ from kill_training import equal, scalars
 import metrics
 import train
 from faults import SMALLEST_SCALE, FiniteCheck, Postponed
+from files import load_checkpoint
 from training import Run
-from utils import Stopped, UserError, load_checkpoint, run_script
+from utils import Stopped, UserError, run_script
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -216,6 +217,21 @@ def test_within_an_epoch_only_the_same_batches_can_be_resumed(training, monkeypa
     with pytest.raises(SystemExit):
         training("run", "--resume", "auto", "--batch_size", 3)
     assert "batch_size: 3 found, but the resumed run has 2" in capsys.readouterr().err
+
+
+def test_a_run_can_be_resumed_with_other_learning_rates(training):
+    folder = training("run", "--epochs", 1)
+    training("run", "--resume", "auto", "--decoder_lr", "1e-5", "--weight_decay", "0.5")
+    groups = torch.load(folder / "last.pth", weights_only=True)["optimizer"]["param_groups"]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-5, 0.5)] * 2
+
+
+def test_a_frozen_run_is_not_resumed_with_fine_tuning(training, capsys):
+    training("run", "--epochs", 1)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        training("run", "--resume", "auto", "--fine_tune_encoder")
+    assert "fine_tune_encoder: True found, but the resumed run has False" in capsys.readouterr().err
 
 
 def test_deterministic_asks_torch_for_it(training):

@@ -11,7 +11,8 @@ import torch
 from datasets import CaptionDataset
 from encoders import Encoder
 from feature_cache import cache_features
-from utils import UserError, atomic_path
+from files import atomic_path
+from utils import UserError
 
 
 @pytest.fixture

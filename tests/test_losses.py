@@ -131,7 +131,7 @@ class ToldDecoder(DecoderWithAttention):
     def look(self, alpha):
         cell = self.cells.pop(0)
         self.log_probs.append(torch.zeros(()) if cell is None else alpha[0, cell].log())
-        return (alpha if cell is None else F.one_hot(torch.tensor([cell]), 4).float(),)
+        return (alpha if cell is None else F.one_hot(torch.tensor([cell]), 4).float()), None
 
 
 def attention_gradient(decoder):

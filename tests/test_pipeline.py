@@ -1,6 +1,7 @@
 """End to end, as a user would run it: the scripts as commands, on a small built-in dataset."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_caption_needs_nothing_but_a_photo_and_draws_its_figure_without_a_displa
     printed = run(folder, "caption.py", "--img", photo, "--beam_size", 5, "--device", "cpu")
     path = folder / printed.strip().split("Attention figure: ")[1]
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pipeline_runs_on_own_photos_beside_their_annotations(folder, tmp_path):
+    annotations = folder / "drawn/dataset_shapes.json"
+    options = ["--min_word_freq", 0, "--train_options", shlex.join([*TINY, "--epochs", "1"])]
+    printed = run(tmp_path, "run_pipeline.py", "--dataset", "own", "--annotations", annotations, *options)
+    assert "TEST (4 photos)" in printed and "log-probability" in printed
+    assert (tmp_path / "runs/own/attention.png").exists()
 
 
 def test_a_resumed_run_goes_on_where_the_last_ended(folder):

@@ -68,6 +68,11 @@ def test_fine_tuning_that_would_train_nothing_is_refused():
         {"label_smoothing": 3.0}, {"encoder_dim": -1}, {"teacher_forcing": "linear", "teacher_forcing_floor": 2.0},
         {"entropy_weight": 0.1}, {"encoder_lr": 0.1}, {"schedule_cycles": 3}, {"schedule_step_size": 10},
         {"schedule": "none", "schedule_patience": 3}, {"fine_tune_embeddings": False}, {"teacher_forcing_floor": 0.2},
+        {"embedding_lr": 0.0}, {"weight_decay": -1.0}, {"decoder": "show_tell", "doubly_stochastic_weight": 0.5},
+        {"clip": "none", "clip_at": 1.0}, {"schedule": "cosine", "schedule_gamma": 0.5},
+        {"encoder_weights": "none", "fine_tune_encoder": True, "fine_tune_from_block": 3},
+        {"word_vectors": "glove.txt", "fine_tune_embeddings": False, "embedding_lr": 0.1},
+        {"word_vectors": "glove.txt", "tie_weights": True, "fine_tune_embeddings": False},
     ],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(setting):

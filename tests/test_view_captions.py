@@ -12,8 +12,9 @@ import metrics
 import train
 from captioners import build_decoder
 from encoders import Encoder
+from files import save_checkpoint
 from inference import load_captioner
-from utils import UserError, save_checkpoint
+from utils import UserError
 from view_captions import Config, main, model_names, spread
 
 WORD_MAP = {"<pad>": 0, "a": 1, "red": 2, "cat": 3, "dog": 4, "sat": 5, "ran": 6, "<unk>": 7, "<start>": 8, "<end>": 9}

@@ -1,0 +1,59 @@
+"""Layers within `shared_products` give what they give outside, also those that no decoder here has."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from recurrent import shared_products
+
+
+class Recurrence(nn.Module):
+    """A layer that is used at each of three timesteps, after a first one of its own kind."""
+
+    def __init__(self, make_layer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer = make_layer(), make_layer()
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(3):
+            x = torch.tanh(self.layer(x))
+        return x.square().sum()
+
+
+def gradients(module, context):
+    module.zero_grad()
+    with context:
+        loss = module(torch.linspace(-1, 1, 15).view(3, 5))
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in module.parameters())]
+
+
+@pytest.mark.parametrize(
+    "make_layer",
+    [
+        lambda: nn.Linear(5, 5),
+        lambda: nn.Linear(5, 5, bias=False),
+        lambda: weight_norm(nn.Linear(5, 5)),  # its weight is another tensor at each use
+    ],
+    ids=["with a bias", "without a bias", "with weight normalisation"],
+)
+def test_a_layer_has_the_gradients_that_it_has_outside(make_layer):
+    module = Recurrence(make_layer)
+    expected = gradients(module, torch.enable_grad())
+    for found, wanted in zip(gradients(module, shared_products()), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_one_weight_with_two_biases_keeps_them_apart():
+    weight, one, other = (torch.randn(size, requires_grad=True) for size in ((5, 5), 5, 5))
+    x = torch.randn(3, 5)
+    expected = torch.autograd.grad((F.linear(x, weight, one) * F.linear(x, weight, other)).sum(), [weight, one, other])
+    with shared_products():
+        product = F.linear(x, weight, one) * F.linear(x, weight, other)
+    found = torch.autograd.grad(product.sum(), [weight, one, other])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
