@@ -50,8 +50,12 @@ class Captioner:
         :param options: see `decoding.sample` (top_k, top_p, generator, keep_alphas), and what `rules` takes
         :return: list of N `decoding.Hypothesis`
         """
+        return self.sample_features(self.encoder.features(images.to(self.device)), max_length, **options)
+
+    def sample_features(self, features, max_length=50, **options):
+        """As `sample`, from what `encoder.features` made of the images."""
         rules, options = self.rules(max_length, options)
-        return sample(self.decoder, self.encoder.features(images.to(self.device)), rules, **options)
+        return sample(self.decoder, features, rules, **options)
 
     def rules(self, max_length, options):
         """

@@ -34,17 +34,22 @@ class CaptionLoss(nn.Module):
         self.baseline_momentum = baseline_momentum
         self.register_buffer("baseline", torch.zeros(()))
 
-    def forward(self, decoded, share=Share()):  # noqa: B008  it cannot be changed
+    def forward(self, decoded, share=Share(), advantages=None):  # noqa: B008  it cannot be changed
         """
         :param decoded: `models.Decoded`
         :param share: of several processes, how much of the batch this one has; the mean of what they return is then
             that of the whole batch
+        :param advantages: (N,), for captions that the model drew itself, how much better than usual each is; None for
+            true captions
         :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats), both 0-d
         """
         scores = decoded.scores.float()  # (M, vocab_size)
-        loss = share.words * F.cross_entropy(scores, decoded.targets, label_smoothing=self.label_smoothing)
+        if advantages is None:
+            loss = share.words * F.cross_entropy(scores, decoded.targets, label_smoothing=self.label_smoothing)
+        else:
+            loss = share.captions * self.self_critical(decoded, advantages)
         cross_entropy = loss.detach()
-        if self.label_smoothing:  # what is printed can be compared with runs without it
+        if self.label_smoothing or advantages is not None:  # what is printed can be compared with other runs
             cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
         if decoded.alphas is not None:
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
@@ -52,6 +57,17 @@ class CaptionLoss(nn.Module):
         if decoded.location_log_probs is not None:
             loss = loss + share.words * self.reinforce(decoded, share)
         return loss, cross_entropy
+
+    def self_critical(self, decoded, advantages):
+        """
+        Rennie et al. 2017, equation 7: a drawn caption's words become likelier, by how much better it is than usual.
+
+        :return: 0-d; its gradient is the estimator, its value means nothing
+        """
+        word_log_probs = -F.cross_entropy(decoded.scores.float(), decoded.targets, reduction="none")  # (M,)
+        advantages = advantages[decoded.order]  # (N,), the longest caption's first
+        advantages = torch.cat([advantages[:n] for n in decoded.batch_sizes])  # (M,), of each word
+        return -(advantages * word_log_probs).mean()
 
     def reinforce(self, decoded, share):
         """

@@ -24,9 +24,10 @@ from figures import attention_figure
 from inference import Captioner
 from loaders import build_loader
 from losses import top_k_accuracy
-from schedules import SCHEDULES, TEACHER_FORCING, teacher_forcing
-from training import start_run
-from utils import Stopped, UserError, run_script, seed_everything
+from schedules import teacher_forcing
+from self_critical import SelfCritic
+from training import check_config, start_run
+from utils import Stopped, run_script, seed_everything
 
 
 @dataclass
@@ -71,10 +72,10 @@ class Config:
     label_smoothing: float = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
     reinforce_weight: float = 0.1  # hard: weight of the reward for the drawn locations (paper, 4.1; 0.1 in its code)
     entropy_weight: float = 0.002  # hard: weight of attention's entropy (paper, 4.1; 0.002 in its code)
-    teacher_forcing: str = (
-        "always"  # or scheduled sampling, over all `epochs`: 'linear', 'exponential', 'inverse_sigmoid'
-    )
+    teacher_forcing: str = "always"  # or scheduled sampling over the epochs: 'linear', 'exponential', 'inverse_sigmoid'
     teacher_forcing_floor: float = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
+    self_critical_from_epoch: int | None = None  # the model's own captions are rewarded from then (Rennie et al. 2017)
+    self_critical_samples: int = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
 
     # Optimizer
     epochs: int = 120  # if nothing stops the run before
@@ -134,7 +135,7 @@ def train_on(device, config):
     :param device: torch.device of this process
     :param config: `Config`
     """
-    check(config)
+    check_config(config)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
     seed_everything(config.seed, config.deterministic)
@@ -178,7 +179,7 @@ def train(run, order, steps_per_epoch, folder):
     :param folder: `RunFolder`
     """
     config = run.config
-    loaders, cached = None, None
+    loaders, cached, critic = None, None, None
     while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
         steps_left = steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
         if cached != run.may_cache(steps_left):
@@ -186,10 +187,12 @@ def train(run, order, steps_per_epoch, folder):
             loaders = build_loaders(config, run, order, cached)
         if distributed.is_first():
             run.writer = run.writer or folder.begin(config, run.step)
+        if run.is_self_critical():
+            critic = critic or SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples)
         order.set_epoch(run.epoch, start=run.batch)
         start = time.time()
         with Postponed() as stop:
-            train_one_epoch(run, *loaders["TRAIN"], folder, stop)
+            train_one_epoch(run, *loaders["TRAIN"], folder, stop, critic)
             if distributed.is_joined():  # later, several processes could not agree to save before they leave
                 folder.save(run)
         seconds = time.time() - start
@@ -208,7 +211,7 @@ def train(run, order, steps_per_epoch, folder):
             folder.save(run, best)
 
 
-def train_one_epoch(run, loader, resident, folder, stop):
+def train_one_epoch(run, loader, resident, folder, stop, critic):
     """
     One pass over the captions, or what is left of it: forward, backward, clip, step.
 
@@ -217,6 +220,7 @@ def train_one_epoch(run, loader, resident, folder, stop):
     :param resident: features of all photos that are on the GPU already, or None
     :param folder: `RunFolder`, where checkpoints go when they are due
     :param stop: `Postponed`; once its signal has come, no further step is made
+    :param critic: as for `forward_backward`
     :raises UserError: if the loss or gradients are not finite
     """
     config = run.config
@@ -235,10 +239,10 @@ def train_one_epoch(run, loader, resident, folder, stop):
         window = min(config.accumulate, len(loader) - first)
         stepped = i + 1 == first + window
         with distributed.exchange(run.model, now=stepped):
-            loss, cross_entropy, accuracy = forward_backward(run, batch.to(run.device, resident), share, window)
+            loss, readings = forward_backward(run, batch.to(run.device, resident), share, window, critic)
         finite.add_batch(batch.photos, loss)
-        run.losses.append(cross_entropy)
-        run.accuracies.append(accuracy)
+        for name, value in readings.items():
+            run.readings.setdefault(name, []).append(value)
 
         if stepped:
             run.scaler.unscale_(run.optimizer)
@@ -265,12 +269,12 @@ def train_one_epoch(run, loader, resident, folder, stop):
         if reading or saving or leaving or run.device.type == "cpu":  # reading numbers makes a GPU wait
             finite.check()
         if reading:
-            mean_loss, accuracy = mean_of_finite(run.losses), mean_of_finite(run.accuracies)
-            run.losses, run.accuracies = [], []
-            run.log("train/cross_entropy", mean_loss, run.step)
-            run.log("train/top5_accuracy", accuracy, run.step)
+            means = {name: mean_of_finite(values) for name, values in run.readings.items()}
+            run.readings = {}
+            for name, mean in means.items():
+                run.log(f"train/{name}", mean, run.step)
             run.log("train/learning_rate", rate, run.step)
-            bar.set_postfix(loss=f"{mean_loss:.3f}", top5=f"{accuracy:.1%}")
+            bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
         if leaving:
             return
         if saving:
@@ -283,24 +287,32 @@ def mean_of_finite(readings):
     return values[values.isfinite()].mean().item()
 
 
-def forward_backward(run, batch, share, window):
+def forward_backward(run, batch, share, window, critic):
     """
     Add a batch's gradients to those that are there.
 
     :param batch: `datasets.Batch` on the run's device
     :param share: how much of the batch this process has
     :param window: batches whose gradients make one step of the optimizer
-    :return: loss, cross entropy and top-5 accuracy of the batch, 0-d; of several processes, the mean is the batch's
+    :param critic: `SelfCritic`, if the model is taught by its own captions, else None
+    :return: loss, 0-d; dict of what to tell of the batch, each 0-d; of several processes, the mean is the batch's
     """
     config, images = run.config, batch.images
     if run.augmentation.active:
         images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
+    advantages, reward = None, None
     true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
+    if critic:  # the model's own captions take the place of the true ones
+        batch, advantages, reward = critic.draw(run, batch, images)
+        true_words = 1.0
     with run.autocast:
         decoded = run.model(images, batch.captions, batch.lengths, batch.image_rows, true_words)
-        loss, cross_entropy = run.loss_function(decoded, share)
+        loss, cross_entropy = run.loss_function(decoded, share, advantages)
     run.scaler.scale(loss / window).backward()
-    return loss.detach(), cross_entropy, share.words * top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
+    if critic:
+        return loss.detach(), {"reward": share.captions * reward}
+    accuracy = share.words * top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
+    return loss.detach(), {"cross_entropy": cross_entropy, "top5_accuracy": accuracy}
 
 
 def validate(run, loader, resident):
@@ -343,54 +355,6 @@ def build_loaders(config, run, order, cached):
     )
     train = build_loader(*data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], **common)
     return {"TRAIN": train, "VAL": val}
-
-
-def check(config):
-    """:raises UserError: if a field's value makes no sense, alone or beside the others"""
-    choices = {
-        "optimizer": ("adam", "adamw", "sgd"), "clip": ("value", "norm", "none"), "stop_metric": metrics.ALL,
-        "schedule": SCHEDULES, "teacher_forcing": TEACHER_FORCING,
-    }  # fmt: skip
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name}: '{getattr(config, name)}' found, one of {', '.join(allowed)} expected")
-    positive = ("epochs", "batch_size", "accumulate", "val_beam_size", "val_batch_size", "stop_patience", "print_every",
-                "clip_at", "encoder_lr", "decoder_lr", "embedding_lr", "val_share")  # fmt: skip
-    for name in positive:
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
-    ranges = {
-        "batch_size": (distributed.get_world_size(), 10**6),  # one for each process
-        "save_minutes": (0, 10**6), "weight_decay": (0, 10**6),
-        "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
-        "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
-    }  # fmt: skip
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name}: {value} found, {least} to {most} expected")
-    defaults = Config()
-    for name, works, expected in (
-        ("reinforce_weight", config.decoder == "hard", "--decoder hard"),
-        ("entropy_weight", config.decoder == "hard", "--decoder hard"),
-        ("doubly_stochastic_weight", config.decoder != "show_tell", "a --decoder with attention"),
-        ("fine_tune_from_step", config.fine_tune_encoder, "--fine_tune_encoder"),
-        ("fine_tune_from_block", config.fine_tune_encoder, "--fine_tune_encoder"),
-        ("fine_tune_from_block", config.encoder_weights != "none", "pretrained --encoder_weights"),
-        ("encoder_lr", config.fine_tune_encoder, "--fine_tune_encoder"),
-        ("fine_tune_embeddings", config.word_vectors is not None, "--word_vectors"),
-        ("embedding_lr", config.fine_tune_embeddings, "--fine_tune_embeddings"),
-        ("clip_at", config.clip != "none", "--clip value or norm"),
-        ("schedule_patience", config.schedule == "plateau", "--schedule plateau"),
-        ("schedule_gamma", config.schedule in ("plateau", "steps", "exponential"), "such a --schedule"),
-        ("schedule_cycles", config.schedule == "cosine", "--schedule cosine"),
-        ("schedule_step_size", config.schedule in ("steps", "exponential"), "--schedule steps or exponential"),
-        ("teacher_forcing_floor", config.teacher_forcing != "always", "a --teacher_forcing that decays"),
-    ):
-        if getattr(config, name) != getattr(defaults, name) and not works:
-            raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
-    if config.tie_weights and not config.fine_tune_embeddings:
-        raise UserError("fine_tune_embeddings: False found, but with --tie_weights they are the output's weights too")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import metrics
 from augmentation import Augmentation
 from captioners import SETTINGS, build_decoder
-from distributed import average, gather, get_rank, wrap
+from distributed import average, gather, get_rank, get_world_size, wrap
 from encoders import Encoder
 from files import check_weights, load_tensors, short
 from losses import CaptionLoss
-from schedules import Schedule
+from schedules import SCHEDULES, TEACHER_FORCING, Schedule
 from utils import UserError, choose_autocast
 from word_vectors import load_word_vectors
 
@@ -54,14 +55,14 @@ class Run:
     step: int = 0  # of the optimizer, done so far
     epoch: int = 0  # done so far
     batch: int = 0  # of the epoch under way, done so far
-    losses: list = field(default_factory=list)  # of the batches since they were last printed, 0-d tensors
-    accuracies: list = field(default_factory=list)  # the same
+    readings: dict = field(
+        default_factory=dict
+    )  # name -> list of 0-d tensors, of the batches since they were last told
     best_score: float = -1.0
     epochs_since_best: int = 0
 
     PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
     PROGRESS = ("step", "epoch", "batch", "best_score", "epochs_since_best")
-    READINGS = ("losses", "accuracies")
     ORDER = ("batch_size", "accumulate", "image_major", "bucket", "seed")  # settings that say what the next batch is
 
     def may_cache(self, steps):
@@ -69,6 +70,11 @@ class Run:
         trained = self.config.fine_tune_encoder and self.step + steps > self.config.fine_tune_from_step
         wanted = self.config.cache_features and not trained
         return {"TRAIN": wanted and not self.augmentation.active, "VAL": wanted}
+
+    def is_self_critical(self):
+        """:return: whether in the epoch under way the model is taught by its own captions"""
+        first = self.config.self_critical_from_epoch
+        return first is not None and self.epoch + 1 >= first
 
     def unfreeze_encoder_in_time(self):
         """Let the encoder join in, once its step has come."""
@@ -111,7 +117,7 @@ class Run:
             "word_map": self.word_map,
             "image_size": self.image_size,
             "progress": {name: getattr(self, name) for name in self.PROGRESS},
-            "readings": {name: average(torch.tensor(getattr(self, name))).tolist() for name in self.READINGS},
+            "readings": {name: average(torch.tensor(values)).tolist() for name, values in self.readings.items()},
             "random_states": gather(self.random_state()),
         }
 
@@ -140,9 +146,8 @@ class Run:
             self.schedule.apply()
             for name in self.PROGRESS:
                 setattr(self, name, checkpoint["progress"].get(name, getattr(self, name)))
-            for name, readings in checkpoint.get("readings", {}).items():
-                if name in self.READINGS:
-                    setattr(self, name, list(torch.tensor(readings, device=self.device)))
+            for name, values in checkpoint.get("readings", {}).items():
+                self.readings[name] = list(torch.tensor(values, device=self.device))
             for state in checkpoint["random_states"][get_rank() :][:1]:  # none, if there are more processes now
                 torch.set_rng_state(state["cpu"])
                 if state["gpu"] is not None and self.device.type == "cuda":
@@ -187,6 +192,63 @@ def check_number(value, where):
     """:raises UserError: if it is no number below infinity; what is below all, a best score may be at first"""
     if not isinstance(value, int | float) or not value < math.inf:
         raise UserError(f"{where} is {short(value)}, a number expected")
+
+
+def check_config(config):
+    """:raises UserError: if a value of train.py's config makes no sense, alone or beside the others"""
+    choices = {
+        "optimizer": ("adam", "adamw", "sgd"), "clip": ("value", "norm", "none"), "stop_metric": metrics.ALL,
+        "schedule": SCHEDULES, "teacher_forcing": TEACHER_FORCING,
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name}: '{getattr(config, name)}' found, one of {', '.join(allowed)} expected")
+    positive = ("epochs", "batch_size", "accumulate", "val_beam_size", "val_batch_size", "stop_patience", "print_every",
+                "clip_at", "encoder_lr", "decoder_lr", "embedding_lr", "val_share",
+                "self_critical_from_epoch")  # fmt: skip
+    for name in positive:
+        if getattr(config, name) is not None and getattr(config, name) <= 0:
+            raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
+    ranges = {
+        "batch_size": (get_world_size(), 10**6),  # one for each process
+        "save_minutes": (0, 10**6), "weight_decay": (0, 10**6),
+        "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
+        "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
+        "self_critical_samples": (2, 1000),
+    }  # fmt: skip
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name}: {value} found, {least} to {most} expected")
+    defaults = type(config)()
+    for name, works, expected in (
+        ("reinforce_weight", config.decoder == "hard", "--decoder hard"),
+        ("entropy_weight", config.decoder == "hard", "--decoder hard"),
+        ("doubly_stochastic_weight", config.decoder != "show_tell", "a --decoder with attention"),
+        ("fine_tune_from_step", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_from_block", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_from_block", config.encoder_weights != "none", "pretrained --encoder_weights"),
+        ("encoder_lr", config.fine_tune_encoder, "--fine_tune_encoder"),
+        ("fine_tune_embeddings", config.word_vectors is not None, "--word_vectors"),
+        ("embedding_lr", config.fine_tune_embeddings, "--fine_tune_embeddings"),
+        ("clip_at", config.clip != "none", "--clip value or norm"),
+        ("schedule_patience", config.schedule == "plateau", "--schedule plateau"),
+        ("schedule_gamma", config.schedule in ("plateau", "steps", "exponential"), "such a --schedule"),
+        ("schedule_cycles", config.schedule == "cosine", "--schedule cosine"),
+        ("schedule_step_size", config.schedule in ("steps", "exponential"), "--schedule steps or exponential"),
+        ("teacher_forcing_floor", config.teacher_forcing != "always", "a --teacher_forcing that decays"),
+        ("self_critical_from_epoch", config.image_major, "--image_major"),
+        ("self_critical_samples", config.self_critical_from_epoch, "--self_critical_from_epoch"),
+    ):
+        if getattr(config, name) != getattr(defaults, name) and not works:
+            raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
+    if config.self_critical_from_epoch and config.decoder == "hard":
+        raise UserError(
+            f"self_critical_from_epoch: {config.self_critical_from_epoch} found, None expected: 'hard' is taught where "
+            "to look by how likely true captions become"
+        )
+    if config.tie_weights and not config.fine_tune_embeddings:
+        raise UserError("fine_tune_embeddings: False found, but with --tie_weights they are the output's weights too")
 
 
 def start_run(config, captions, device, total_steps):

@@ -7,8 +7,8 @@ import torch
 
 from encoders import Encoder
 from models import DecoderWithAttention
-from train import Config, check
-from training import Run, build_optimizer
+from train import Config
+from training import Run, build_optimizer, check_config
 from utils import UserError
 
 
@@ -73,12 +73,14 @@ def test_fine_tuning_that_would_train_nothing_is_refused():
         {"encoder_weights": "none", "fine_tune_encoder": True, "fine_tune_from_block": 3},
         {"word_vectors": "glove.txt", "fine_tune_embeddings": False, "embedding_lr": 0.1},
         {"word_vectors": "glove.txt", "tie_weights": True, "fine_tune_embeddings": False},
+        {"self_critical_from_epoch": 3}, {"image_major": True, "self_critical_from_epoch": 0},
+        {"self_critical_samples": 7}, {"image_major": True, "decoder": "hard", "self_critical_from_epoch": 3},
     ],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(setting):
     with pytest.raises(UserError, match=f"^{list(setting)[-1]}: "):
-        check(Config(**setting))
+        check_config(Config(**setting))
 
 
 def test_the_defaults_make_sense():
-    check(Config())
+    check_config(Config())
