@@ -27,7 +27,7 @@ class Config:
     image_folder: str | None = None  # its photos; default images/ beside the annotations
     min_word_freq: int = 5  # words that come this often or less in training captions become <unk>
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
-    train_options: str | None = None  # for train.py, in quotes; default a quick recipe for shapes, else none
+    train_options: str | None = None  # for train.py, as --train_options="--epochs 5"; default a quick recipe for shapes
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
 
 

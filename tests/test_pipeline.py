@@ -71,7 +71,7 @@ def test_caption_needs_nothing_but_a_photo_and_draws_its_figure_without_a_displa
 
 def test_the_pipeline_runs_on_own_photos_beside_their_annotations(folder, tmp_path):
     annotations = folder / "drawn/dataset_shapes.json"
-    options = ["--min_word_freq", 0, "--train_options", shlex.join([*TINY, "--epochs", "1"])]
+    options = ["--min_word_freq", 0, f"--train_options={shlex.join([*TINY, '--epochs', '1'])}"]
     printed = run(tmp_path, "run_pipeline.py", "--dataset", "own", "--annotations", annotations, *options)
     assert "TEST (4 photos)" in printed and "log-probability" in printed
     assert (tmp_path / "runs/own/attention.png").exists()
