@@ -102,6 +102,8 @@ class Captioner:
         """
         Walk through the captions of a split as training does: at each step the true words before it are known.
 
+        A loop of its own over `step`, because an ensemble of decoders has no `forward`.
+
         :param loader, resident: as for `caption_split`
         :return: yields for each batch, of its M words with <end>, the decoder's outputs (M, output_dim), of which
             `decoder.scores` makes scores, and the words (M,)
