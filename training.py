@@ -55,9 +55,7 @@ class Run:
     step: int = 0  # of the optimizer, done so far
     epoch: int = 0  # done so far
     batch: int = 0  # of the epoch under way, done so far
-    readings: dict = field(
-        default_factory=dict
-    )  # name -> list of 0-d tensors, of the batches since they were last told
+    readings: dict = field(default_factory=dict)  # name -> 0-d tensors of the batches since they were last printed
     best_score: float = -1.0
     epochs_since_best: int = 0
 

@@ -44,6 +44,7 @@ RECIPES = (  # between them, all that a run has to remember
     ["--fine_tune_encoder", "--fine_tune_from_step", "9", "--accumulate", "2", "--schedule", "cosine"],
     ["--decoder", "hard", "--hard_inference", "sample", "--bucket", "--flip", "0.5", "--noise", "0.1", "--workers", "1",
      "--teacher_forcing", "linear", "--optimizer", "sgd", "--precision", "bf16", "--schedule_patience", "1"],
+    ["--image_major", "--self_critical_from_epoch", "2"],
 )  # fmt: skip
 
 
