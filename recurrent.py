@@ -11,13 +11,17 @@ at every timestep: each is as large as its weights, comes from a handful of rows
 rows of all timesteps stacked give the same sum at once, three to four times as fast.
 
 oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on AMD's processors reaches half of what
-oneDNN does. A product with a tensor in oneDNN's layout (`to_mkldnn`) is done by oneDNN.
+oneDNN does. A product with a tensor in oneDNN's layout (`to_mkldnn`) is done by oneDNN. It prepares itself for each
+number of rows that it meets, and batches have many, so rows are padded to a few round numbers. Only large weights are
+worth it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
+
+LARGE = 1_000_000  # numbers in a weight that is worth the way to oneDNN
 
 
 class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
@@ -73,8 +77,8 @@ class _Linear(Function):
         ctx.dtype, ctx.shared = x.dtype, shared
         x = x.to(shared.weight.dtype)  # (M, input)
         ctx.save_for_backward(x)
-        if uses_onednn(x):
-            return F.linear(x.to_mkldnn(), shared.weight, shared.bias).to_dense()
+        if uses_onednn(x, shared.weight):
+            return F.linear(padded(x).to_mkldnn(), shared.weight, shared.bias).to_dense()[: len(x)]
         return F.linear(x, shared.weight, shared.bias)
 
     @staticmethod
@@ -84,9 +88,11 @@ class _Linear(Function):
         note(ctx.shared, gradient, *ctx.saved_tensors)
         if not ctx.needs_input_grad[0]:
             of_input = None
-        elif uses_onednn(gradient):
-            shape = len(gradient), weight.shape[1]
-            of_input = torch.ops.aten.mkldnn_linear_backward_input(shape, gradient.to_mkldnn(), weight).to_dense()
+        elif uses_onednn(gradient, weight):
+            rows = padded(gradient)
+            shape = len(rows), weight.shape[1]
+            of_input = torch.ops.aten.mkldnn_linear_backward_input(shape, rows.to_mkldnn(), weight).to_dense()
+            of_input = of_input[: len(gradient)]
         else:
             of_input = (gradient @ weight).to(ctx.dtype)  # (M, input)
         return of_input, None, waiting(gradient)
@@ -121,8 +127,8 @@ class _Sum(Function):
         gradients, inputs = gathered(shared)
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
-        if uses_onednn(gradients):  # gradients (M, output), inputs (M, input)
-            both = gradients.to_mkldnn(), inputs.to_mkldnn()
+        if uses_onednn(gradients, shared.weight):  # gradients (M, output), inputs (M, input)
+            both = padded(gradients).to_mkldnn(), padded(inputs).to_mkldnn()
             return None, *torch.ops.aten.mkldnn_linear_backward_weights(*both, shared.weight, True)
         return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0, dtype=ctx.dtype)
 
@@ -145,6 +151,16 @@ def gathered(shared):
     return (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*rows, strict=True))
 
 
-def uses_onednn(x):
-    """:return: whether products of x are better done by oneDNN, the library behind tensors in `mkldnn` layout"""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def padded(x):
+    """:return: x (M, size) with rows of zeros up to a round number: few more, and a multiple of 32"""
+    step = max(32, 1 << max(0, len(x).bit_length() - 3))
+    return F.pad(x, (0, 0, 0, -len(x) % step))
+
+
+def uses_onednn(x, weight):
+    """
+    :return: whether products of x and the weight are better done by oneDNN, the library behind tensors in `mkldnn`
+        layout: bringing them into that layout only pays for large ones
+    """
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return on_cpu and weight.numel() >= LARGE

@@ -48,6 +48,18 @@ def test_a_layer_has_the_gradients_that_it_has_outside(make_layer):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 300])
+def test_a_large_layer_has_the_same_gradients_whatever_the_number_of_rows(rows):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(1000, 1000), torch.randn(rows, 1000, requires_grad=True)  # large enough for oneDNN
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, layer.weight, layer.bias])
+    with shared_products():
+        output = layer(x)
+    assert output.shape == (rows, 1000)
+    for a, b in zip(torch.autograd.grad(output.square().sum(), [x, layer.weight, layer.bias]), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_one_weight_with_two_biases_keeps_them_apart():
     weight, one, other = (torch.randn(size, requires_grad=True) for size in ((5, 5), 5, 5))
     x = torch.randn(3, 5)
