@@ -101,4 +101,5 @@ def top_k_accuracy(scores, targets, k):
     :return: 0-d, share of the targets that are among the k highest scores
     """
     own = scores.gather(1, targets.unsqueeze(1))  # (M, 1)
-    return ((scores > own).sum(dim=1) < k).float().mean()
+    kth = scores.topk(min(k, scores.shape[1]), dim=1).values[:, -1:]  # (M, 1)
+    return (own >= kth).float().mean()

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from encoders import resize_grid
-from recurrent import shared_products
+from recurrent import matmul_dtype, shared_products
 from utils import UserError
 
 __all__ = [
@@ -241,7 +241,7 @@ class DecoderWithAttention(CaptionDecoder):
         Resizing and `encoder_att` are both linear, so they may be done in either order: on the smaller grid of the
         two. That is why the features may keep their own Q cells while attention sees P of them.
         """
-        features = features.to(self.fc.weight.dtype)
+        features = features.to(matmul_dtype(self.fc.weight))  # now, not in every product again
         size = self.encoded_image_size
         if features.shape[1] * features.shape[2] > size * size:
             features = resize_grid(features, size)

@@ -4,7 +4,8 @@ The decoder's matrix products in training, made cheaper without changing what th
     with shared_products():
         for t in ...:
 
-every `nn.Linear` with a bias and every `nn.Embedding` is treated in two ways; the code inside needs no change.
+every `nn.Linear` with a bias and every `nn.Embedding` is treated in two ways; the code inside needs no change. (Small
+weights that meet many rows, as attention's score does, are left alone: to stack the rows would cost more.)
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
@@ -34,7 +35,7 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
-            if function is F.linear and len(args) == 3 and args[2] is not None and args[1].requires_grad:
+            if function is F.linear and is_worth_it(*args):
                 x, weight, bias = args
                 shared = self.shared(function, weight, bias, matmul_dtype(x))
                 return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
@@ -50,6 +51,11 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
         if layer not in self.layers:
             self.layers[layer] = _Shared(weight, bias, dtype)
         return self.layers[layer]
+
+
+def is_worth_it(x, weight, bias=None):
+    """:return: whether a linear layer gains here: it has a bias, is trained, and its weight is no small change"""
+    return bias is not None and weight.requires_grad and weight.numel() > min(x.numel(), LARGE)
 
 
 def matmul_dtype(x):
@@ -130,7 +136,7 @@ class _Sum(Function):
         if uses_onednn(gradients, shared.weight):  # gradients (M, output), inputs (M, input)
             both = padded(gradients).to_mkldnn(), padded(inputs).to_mkldnn()
             return None, *torch.ops.aten.mkldnn_linear_backward_weights(*both, shared.weight, True)
-        return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0, dtype=ctx.dtype)
+        return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
 
 
 def note(shared, gradient, inputs):
