@@ -84,7 +84,7 @@ class _Linear(Function):
         x = x.to(shared.weight.dtype)  # (M, input)
         ctx.save_for_backward(x)
         if uses_onednn(x, shared.weight):
-            return F.linear(padded(x).to_mkldnn(), shared.weight, shared.bias).to_dense()[: len(x)]
+            return onednn_product(padded(x), shared.weight, shared.bias)[: len(x)]
         return F.linear(x, shared.weight, shared.bias)
 
     @staticmethod
@@ -95,10 +95,7 @@ class _Linear(Function):
         if not ctx.needs_input_grad[0]:
             of_input = None
         elif uses_onednn(gradient, weight):
-            rows = padded(gradient)
-            shape = len(rows), weight.shape[1]
-            of_input = torch.ops.aten.mkldnn_linear_backward_input(shape, rows.to_mkldnn(), weight).to_dense()
-            of_input = of_input[: len(gradient)]
+            of_input = onednn_product(padded(gradient), weight.T)[: len(gradient)]  # (M, input)
         else:
             of_input = (gradient @ weight).to(ctx.dtype)  # (M, input)
         return of_input, None, waiting(gradient)
@@ -134,8 +131,8 @@ class _Sum(Function):
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
         if uses_onednn(gradients, shared.weight):  # gradients (M, output), inputs (M, input)
-            both = padded(gradients).to_mkldnn(), padded(inputs).to_mkldnn()
-            return None, *torch.ops.aten.mkldnn_linear_backward_weights(*both, shared.weight, True)
+            of_weight = onednn_product(padded(gradients).T.contiguous(), padded(inputs).T)  # (output, input)
+            return None, of_weight, gradients.sum(dim=0)
         return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
 
 
@@ -155,6 +152,11 @@ def gathered(shared):
     rows = [row[1:] for row in shared.rows if row[0] == this_pass]
     shared.rows.clear()
     return (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*rows, strict=True))
+
+
+def onednn_product(x, weight, bias=None):
+    """:return: `F.linear` of rows x (M, input), done by oneDNN"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def padded(x):
