@@ -1,8 +1,10 @@
 """What the benchmarks share: timing, the machine's own speed, and how results are printed."""
 
 import json
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,8 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def seconds(work, device, repeats=5, warm_up=1):
-    """:return: median seconds of `work()`, which runs `repeats` times after `warm_up` times that do not count"""
+def seconds(work, device, repeats=5, warm_up=1, summary=statistics.median):
+    """:return: seconds of `work()`, the median of `repeats` times after `warm_up` times that do not count"""
     times = []
     for i in range(warm_up + repeats):
         synchronize(device)
@@ -23,13 +25,19 @@ def seconds(work, device, repeats=5, warm_up=1):
         synchronize(device)
         if i >= warm_up:
             times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return summary(times)
+
+
+def in_own_process(function, *arguments):
+    """:return: what the function returns; how it finds and leaves the memory is not another's concern"""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def matmul_rate(device, dtype, size=2048):
-    """:return: floating-point operations a second that this machine reaches in a large matrix product, now"""
+    """:return: floating-point operations a second that this machine reaches in a large matrix product, at best"""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=10, warm_up=3)
+    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=20, summary=min)
 
 
 def matmul_rates(device):
@@ -39,7 +47,7 @@ def matmul_rates(device):
         f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items()))  # fmt: skip
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         a, b = (torch.randn(2048, 2048) for _ in range(2))
-        onednn = 2 * 2048**3 / seconds(lambda: F.linear(a.to_mkldnn(), b).to_dense(), device, repeats=10, warm_up=3)
+        onednn = 2 * 2048**3 / seconds(lambda: F.linear(a.to_mkldnn(), b).to_dense(), device, repeats=20, summary=min)
         print(f"through oneDNN, which training and convolutions use: {onednn / 1e9:.0f} GFLOP/s in float32")
     return rates
 

@@ -110,8 +110,10 @@ def plain_encode(encoder, images):
 @torch.no_grad()
 def settle(encoder, images):
     """Give a random network's batch normalisation the statistics of these photos, so that features stay moderate."""
-    for layer in encoder.backbone.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None  # a plain mean
+    layers = [layer for layer in encoder.backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.momentum = 1.0  # nothing of the old ones stays
     encoder.backbone.train()((images.float() / 255 - encoder.mean) / encoder.std)
+    for layer in layers:
+        layer.momentum = 0.1
     encoder.eval()

@@ -11,18 +11,16 @@ drop, and without what the C library keeps for later). The encoded captions are 
 
 import ctypes
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from measure import report
+from measure import in_own_process, report
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
@@ -57,12 +55,6 @@ def main(config):
     smallest = rows[0][2]
     print(f"memory grows by {(held[-1] - held[0]) / 1e6:.0f} MB from {config.photos[0]} to {config.photos[-1]} photos")
     report("scaling", [(case, unit, smallest, rate, None) for case, unit, rate in rows])
-
-
-def in_own_process(function, *arguments):
-    """:return: what the function returns; the memory that it takes is not another's"""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def run_epoch(folder, config):

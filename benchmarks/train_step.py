@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import matmul_rates, report, seconds
+from measure import in_own_process, matmul_rates, report, seconds
 from plain import PlainDecoder, plain_encode, settle
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +28,7 @@ from losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 
+CAPTIONS = 5  # a photo
 VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
 
 
@@ -37,60 +38,88 @@ class Config:
     encoder: str = "resnet101"  # torchvision's name of the network
     batch_size: int = 32  # captions a step
     repeats: int = 12  # timed steps a case, each with a batch of its own; the median counts
-    plain_repeats: int = 3  # the same of the plain version, which takes long: the first of these batches
+    plain_repeats: int = 2  # the same of the plain version, which takes long: the first of these batches
     fine_tune: bool = True  # time fine-tuning too (the plain step takes long)
 
 
 def main(config):
     device = choose_device(config.device)
+    rates = matmul_rates(device)
+    check_same_loss(config, device)
+    size, photos = config.batch_size, config.batch_size // CAPTIONS
+    encoder, ours, _, batches = build(config, device)
+    words = sum(int((lengths - 1).sum()) for _, lengths in batches) / len(batches)  # to predict in a batch
+
+    plain_frozen, plain_fine_tuned = in_own_process(time_plain, config)
+    flops = decoder_flops(encoder, ours, size, words)
+    rows = [
+        (f"frozen encoder, cached features, {kind}", size / plain_frozen, size / step, size * rates[kind] / flops)
+        for kind, step in in_own_process(time_cached, config).items()
+    ]
+    if config.fine_tune:
+        captions = photos * CAPTIONS
+        flops = decoder_flops(encoder, ours, photos, words * captions / size) + encoder_flops(encoder, photos)
+        rows += [
+            (f"fine-tuned encoder, image-major, {kind}", size / plain_fine_tuned, captions / step,
+             captions * rates[kind] / flops)
+            for kind, step in in_own_process(time_fine_tuned, config).items()
+        ]  # fmt: skip
+    report("train_step", [(case, "captions/s", *numbers) for case, *numbers in rows])
+
+
+def build(config, device):
+    """:return: encoder, our decoder, images (N, 3, 256, 256) uint8, batches of captions; the same in each process"""
     torch.manual_seed(0)
     encoder = Encoder(config.encoder).to(device)
     ours = DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device)
-    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(device).take(ours)
     images = torch.randint(0, 256, (config.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
     batches = [make_captions(config.batch_size, device) for _ in range(config.repeats)]
     settle(encoder, images[:4])
-    check_same_loss(encoder, ours, plain, images[:8], *(part[:8] for part in batches[0]))
-    rates = matmul_rates(device)
+    return encoder, ours, images, batches
 
-    features = encoder.grid(images[:1]).expand(config.batch_size, -1, -1, -1).contiguous()  # as the cache keeps them
-    cells = features[0, :, :, 0].numel()
-    flops = decoder_flops(ours, encoder.encoder_dim, len(images), cells, mean_words(batches))
-    steps = {  # before the plain version, which would leave the process's memory in pieces
-        kind: time_step([ours], lambda *batch: our_loss(encoder, ours, features, *batch), batches, autocast, warm_up=4)
-        for kind, autocast in precisions(device)
+
+def fine_tune(encoder):
+    encoder.pretrained = True  # so that blocks 2 to 4 are trained, as of a network with ImageNet's weights
+    encoder.fine_tune(True)
+
+
+def time_plain(config):
+    """:return: seconds of the tutorial's step, with a frozen encoder and with one that is trained (or None)"""
+    encoder, ours, images, batches = build(config, choose_device(config.device))
+    decoder = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(images.device).take(ours)
+    frozen = time_step([decoder], lambda *batch: plain_loss(encoder, decoder, images, *batch),
+                       batches[: config.plain_repeats])  # fmt: skip
+    if not config.fine_tune:
+        return frozen, None
+    fine_tune(encoder)  # what a step takes is the encoder's, and hardly depends on the captions: one will do
+    return frozen, time_step([encoder, decoder], lambda *batch: plain_loss(encoder, decoder, images, *batch),
+                             batches[:1], warm_up=0)  # fmt: skip
+
+
+def time_cached(config):
+    """:return: dict of type -> seconds of our step with a frozen encoder and cached features"""
+    encoder, decoder, images, batches = build(config, choose_device(config.device))
+    features = encoder.grid(images[:1]).expand(len(images), -1, -1, -1).contiguous()  # as the cache keeps them
+    return {
+        kind: time_step([decoder], lambda *batch: our_loss(encoder, decoder, features, *batch), batches, autocast, 4)
+        for kind, autocast in precisions(images.device)
     }
-    some = batches[: config.plain_repeats]
-    plain_seconds = time_step([plain], lambda *batch: plain_loss(encoder, plain, images, *batch), some)
-    rows = [
-        (f"frozen encoder, cached features, {kind}", config.batch_size / plain_seconds,
-         config.batch_size / step, config.batch_size * rates[kind] / flops) for kind, step in steps.items()
-    ]  # fmt: skip
 
-    if config.fine_tune:
-        encoder.pretrained = True  # so that blocks 2 to 4 are trained, as of a network with ImageNet's weights
-        encoder.fine_tune(True)
-        some = batches[:1]  # what a step takes is the encoder's, and hardly depends on the captions
-        plain_seconds = time_step(
-            [encoder, plain], lambda *batch: plain_loss(encoder, plain, images, *batch), some, warm_up=0
+
+def time_fine_tuned(config):
+    """:return: dict of type -> seconds of our step with an encoder that is trained, on image-major batches"""
+    encoder, decoder, images, batches = build(config, choose_device(config.device))
+    fine_tune(encoder)
+    images = images[: config.batch_size // CAPTIONS]
+    image_rows = torch.arange(len(images)).repeat_interleave(CAPTIONS)
+    batches = [(captions[: len(image_rows)], lengths[: len(image_rows)], image_rows) for captions, lengths in batches]
+    batches = batches[: 1 + config.repeats // 4]
+    return {
+        kind: time_step(
+            [encoder, decoder], lambda *batch: our_loss(encoder, decoder, images, *batch), batches, autocast
         )
-        photos = config.batch_size // 5
-        image_rows = torch.arange(photos).repeat_interleave(5)
-        count = len(image_rows)
-        some = [
-            (captions[:count], lengths[:count], image_rows) for captions, lengths in batches[: config.repeats // 3 + 1]
-        ]
-        with FlopCounterMode(display=False) as counter:
-            encoder.features(images[:photos]).sum().backward()
-        flops = counter.get_total_flops()
-        flops += decoder_flops(ours, encoder.encoder_dim, photos, cells, mean_words(some))
-        for kind, autocast in precisions(device):
-            step = time_step(
-                [encoder, ours], lambda *batch: our_loss(encoder, ours, images[:photos], *batch), some, autocast
-            )
-            rows.append((f"fine-tuned encoder, image-major, {kind}", config.batch_size / plain_seconds,
-                         count / step, count * rates[kind] / flops))  # fmt: skip
-    report("train_step", [(case, "captions/s", *numbers) for case, *numbers in rows])
+        for kind, autocast in precisions(images.device)
+    }
 
 
 def make_captions(size, device):
@@ -99,11 +128,6 @@ def make_captions(size, device):
     captions = torch.randint(1, VOCAB_SIZE, (size, 52), device=device)
     captions[torch.arange(52) >= lengths.unsqueeze(1)] = 0
     return captions, lengths
-
-
-def mean_words(batches):
-    """:return: number of words to predict in a batch, the mean"""
-    return sum(int((lengths - 1).sum()) for _, lengths, *_ in batches) / len(batches)
 
 
 def precisions(device):
@@ -158,9 +182,12 @@ def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
     return seconds(step, parameters[0].device, len(batches), warm_up)
 
 
-def check_same_loss(encoder, ours, plain, images, captions, lengths):
+def check_same_loss(config, device):
     """Both must compute the same thing, or the comparison is worth nothing."""
+    encoder, ours, images, batches = build(config, device)
+    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(device).take(ours)
     ours.eval(), plain.eval()
+    images, captions, lengths = images[:8], *(part[:8] for part in batches[0])
     with torch.no_grad():
         a = our_loss(encoder, ours, encoder.grid(images), captions, lengths)[0].item()
         b = plain_loss(encoder, plain, images, captions, lengths)[0].item()
@@ -168,14 +195,23 @@ def check_same_loss(encoder, ours, plain, images, captions, lengths):
     print(f"loss of ours {a:.6f}, of the plain version {b:.6f}")
 
 
-def decoder_flops(decoder, encoder_dim, photos, cells, words):
+def encoder_flops(encoder, photos):
+    """:return: floating-point operations of a trained encoder's forward and backward pass"""
+    fine_tune(encoder)
+    with FlopCounterMode(display=False) as counter:
+        encoder.features(torch.zeros(1, 3, 256, 256, device=encoder.mean.device)).sum().backward()
+    return photos * counter.get_total_flops()
+
+
+def decoder_flops(encoder, decoder, photos, words):
     """
     Floating-point operations of a training step that no arrangement avoids: each matrix product forward, and backward
     once for its weights and once for its input where that needs a gradient.
 
-    :param cells: of the encoder's own grid
     :param words: to predict, in all captions together
     """
+    grid = encoder.grid(torch.zeros(1, 3, 256, 256, device=encoder.mean.device))
+    encoder_dim, cells = encoder.encoder_dim, grid.shape[1:3].numel()
     hidden, attention = decoder.init_h.out_features, decoder.attention.decoder_att.out_features
     embed, vocab = decoder.embedding.embedding_dim, decoder.fc.out_features
     per_photo = 2 * cells * encoder_dim * attention * 2 + 2 * encoder_dim * 2 * hidden * 2  # features need no gradient
