@@ -43,7 +43,6 @@ def run_script(main, config_class, args=None):
     Exits with 2 and one line on the error stream after a UserError, with 130 after Ctrl-C, with 143 after SIGTERM; any
     other exception keeps its traceback.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in large pages, a fifth off a step
 
     def stop(number, _):  # an exception, as Ctrl-C is: temporary files and workers are cleaned away
         raise Stopped(number)
