@@ -12,9 +12,8 @@ at every timestep: each is as large as its weights, comes from a handful of rows
 rows of all timesteps stacked give the same sum at once, three to four times as fast.
 
 oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on AMD's processors reaches half of what
-oneDNN does. A product with a tensor in oneDNN's layout (`to_mkldnn`) is done by oneDNN. It prepares itself for each
-number of rows that it meets, and batches have many, so rows are padded to a few round numbers. Only large weights are
-worth it.
+oneDNN does. oneDNN prepares itself for each number of rows that it meets, and batches have many, so rows are padded to
+a few round numbers. Only large weights are worth it.
 """
 
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-LARGE = 1_000_000  # numbers in a weight that is worth the way to oneDNN
+LARGE = 1_000_000  # numbers in a weight whose products gain from oneDNN
 
 
 class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
@@ -160,15 +159,12 @@ def onednn_product(x, weight, bias=None):
 
 
 def padded(x):
-    """:return: x (M, size) with rows of zeros up to a round number: few more, and a multiple of 32"""
-    step = max(32, 1 << max(0, len(x).bit_length() - 3))
+    """:return: x (M, size) with rows of zeros up to a round number: few more, and a multiple of 8"""
+    step = max(8, 1 << max(0, len(x).bit_length() - 3))
     return F.pad(x, (0, 0, 0, -len(x) % step))
 
 
 def uses_onednn(x, weight):
-    """
-    :return: whether products of x and the weight are better done by oneDNN, the library behind tensors in `mkldnn`
-        layout: bringing them into that layout only pays for large ones
-    """
+    """:return: whether products of x and the weight are better done by oneDNN (PyTorch calls it mkldnn)"""
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return on_cpu and weight.numel() >= LARGE

@@ -15,7 +15,7 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def seconds(work, device, repeats=5, warm_up=1, summary=statistics.median):
+def seconds(work, device, repeats=5, warm_up=1):
     """:return: seconds of `work()`, the median of `repeats` times after `warm_up` times that do not count"""
     times = []
     for i in range(warm_up + repeats):
@@ -25,7 +25,7 @@ def seconds(work, device, repeats=5, warm_up=1, summary=statistics.median):
         synchronize(device)
         if i >= warm_up:
             times.append(time.perf_counter() - start)
-    return summary(times)
+    return statistics.median(times)
 
 
 def in_own_process(function, *arguments):
@@ -35,9 +35,9 @@ def in_own_process(function, *arguments):
 
 
 def matmul_rate(device, dtype, size=2048):
-    """:return: floating-point operations a second that this machine reaches in a large matrix product, at best"""
+    """:return: floating-point operations a second that this machine reaches in a large matrix product, now"""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=20, summary=min)
+    return 2 * size**3 / seconds(lambda: a @ b, device, repeats=20)
 
 
 def matmul_rates(device):
@@ -47,7 +47,7 @@ def matmul_rates(device):
         f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items()))  # fmt: skip
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         a, b = (torch.randn(2048, 2048) for _ in range(2))
-        onednn = 2 * 2048**3 / seconds(lambda: F.linear(a.to_mkldnn(), b).to_dense(), device, repeats=20, summary=min)
+        onednn = 2 * 2048**3 / seconds(lambda: F.linear(a.to_mkldnn(), b).to_dense(), device, repeats=20)
         print(f"through oneDNN, which training and convolutions use: {onednn / 1e9:.0f} GFLOP/s in float32")
     return rates
 
