@@ -11,9 +11,9 @@ One weight gradient for a whole recurrence: a layer that is used at every timest
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
 rows of all timesteps stacked give the same sum at once, three to four times as fast.
 
-oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on AMD's processors reaches half of what
-oneDNN does. oneDNN prepares itself for each number of rows that it meets, and batches have many, so rows are padded to
-a few round numbers. Only large weights are worth it.
+oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half
+of what oneDNN does. oneDNN prepares itself for each number of rows that it meets, and batches have many, so rows are
+padded to a few round numbers. Only large weights are worth it.
 """
 
 import torch

@@ -116,7 +116,7 @@ class Config:
     workers: int = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
     precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
-    compile: bool = False  # torch.compile the encoder's network; takes a minute at first
+    compile: bool = False  # torch.compile the encoder's network; takes a minute at first, and gains nothing on CPUs
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch
