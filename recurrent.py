@@ -34,7 +34,7 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
-            if function is F.linear and is_worth_it(*args):
+            if function is F.linear and len(args) == 3 and is_worth_it(*args):
                 x, weight, bias = args
                 shared = self.shared(function, weight, bias, matmul_dtype(x))
                 return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
@@ -52,8 +52,8 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
         return self.layers[layer]
 
 
-def is_worth_it(x, weight, bias=None):
-    """:return: whether a linear layer gains here: it has a bias, is trained, and its weight is no small change"""
+def is_worth_it(x, weight, bias):
+    """:return: whether a linear layer gains here: it has a bias, is trained, and its weight is large beside its rows"""
     return bias is not None and weight.requires_grad and weight.numel() > min(x.numel(), LARGE)
 
 
