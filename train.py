@@ -246,11 +246,9 @@ def train_one_epoch(run, loader, resident, folder, stop, critic):
 
         if stepped:
             run.scaler.unscale_(run.optimizer)
-            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
             if config.clip == "value":
-                for gradient in gradients:
-                    gradient.clamp_(-config.clip_at, config.clip_at)
+                torch.nn.utils.clip_grad_value_(trained, config.clip_at)
             elif config.clip == "norm":
                 torch.nn.utils.clip_grads_with_norm_(trained, config.clip_at, norm)
             run.scaler.step(run.optimizer)

@@ -45,9 +45,9 @@ class Config:
 def main(config):
     device = choose_device(config.device)
     rates = matmul_rates(device)
-    check_same_loss(config, device)
+    encoder, ours, images, batches = build(config, device)
+    check_same_loss(encoder, ours, images[:8], *(part[:8] for part in batches[0]))
     size, photos = config.batch_size, config.batch_size // CAPTIONS
-    encoder, ours, _, batches = build(config, device)
     words = sum(int((lengths - 1).sum()) for _, lengths in batches) / len(batches)  # to predict in a batch
 
     plain_frozen, plain_fine_tuned = in_own_process(time_plain, config)
@@ -175,19 +175,16 @@ def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
         readings.append((loss.detach(), accuracy))
         if ours:  # train.py looks at the gradients too, whether they are finite
             readings.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
-        for parameter in parameters:
-            parameter.grad.clamp_(-5.0, 5.0)
+        torch.nn.utils.clip_grad_value_(parameters, 5.0)
         optimizer.step()
 
     return seconds(step, parameters[0].device, len(batches), warm_up)
 
 
-def check_same_loss(config, device):
+def check_same_loss(encoder, ours, images, captions, lengths):
     """Both must compute the same thing, or the comparison is worth nothing."""
-    encoder, ours, images, batches = build(config, device)
-    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(device).take(ours)
+    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(images.device).take(ours)
     ours.eval(), plain.eval()
-    images, captions, lengths = images[:8], *(part[:8] for part in batches[0])
     with torch.no_grad():
         a = our_loss(encoder, ours, encoder.grid(images), captions, lengths)[0].item()
         b = plain_loss(encoder, plain, images, captions, lengths)[0].item()
