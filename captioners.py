@@ -174,8 +174,7 @@ class AdaptiveAttention(SpatialAttention):
 
         gate = torch.sigmoid(self.sentinel_gate(torch.cat([x, last_hidden[:, -1]], dim=1)))  # equation 9
         sentinel = gate * torch.tanh(cell[:, -1])  # (N, decoder_dim), equation 10
-        sentinel_key = self.sentinel_att(sentinel).unsqueeze(1)  # (N, 1, attention_dim)
-        weights = self.attention(torch.cat([keys, sentinel_key], dim=1), hidden[:, -1])  # (N, P + 1), equation 12
+        weights = self.attention(keys, hidden[:, -1], self.sentinel_att(sentinel))  # (N, P + 1), equation 12
         alpha, beta = weights[:, :-1], weights[:, -1:]  # (N, P), (N, 1)
         # Equation 11. Its factor 1 - beta of the grid's context is already in alpha.
         context = beta * sentinel + (alpha.unsqueeze(1) @ grid).squeeze(1)  # (N, decoder_dim)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from attention_scores import score_cells
 from encoders import resize_grid
 from recurrent import matmul_dtype, shared_products
 from utils import UserError
@@ -186,14 +187,18 @@ class Attention(nn.Module):
         self.full_att = nn.Linear(attention_dim, 1)
         self.nonlinearity = {"relu": torch.relu_, "tanh": torch.tanh_}[nonlinearity]  # in place: half the memory
 
-    def forward(self, keys, hidden):
+    def forward(self, keys, hidden, other_key=None):
         """
         :param keys: (N, P, attention_dim), `encoder_att` of each cell: it does not change over time
         :param hidden: (N, decoder_dim), what the decoder is about to say
-        :return: alpha (N, P), how much to look at each cell; sums to 1
+        :param other_key: (N, attention_dim), of one thing more to look at, if there is one
+        :return: alpha (N, P), how much to look at each cell; sums to 1. (N, P + 1) if there is another key
         """
-        query = self.decoder_att(hidden).unsqueeze(1)  # (N, 1, attention_dim)
-        return self.full_att(self.nonlinearity(keys + query)).squeeze(2).softmax(dim=1)
+        query = self.decoder_att(hidden)  # (N, attention_dim)
+        scores = score_cells(keys, query, self.full_att, self.nonlinearity)  # (N, P)
+        if other_key is not None:
+            scores = torch.cat([scores, self.full_att(self.nonlinearity(other_key + query))], dim=1)  # (N, P + 1)
+        return scores.softmax(dim=1)
 
 
 class DecoderWithAttention(CaptionDecoder):
@@ -260,12 +265,13 @@ class DecoderWithAttention(CaptionDecoder):
         :return: output (N, output_dim), alpha (N, P), the new state
         """
         features, keys, hidden, cell = state[:4]  # hard attention has one tensor more
-        alpha = self.attention(keys, hidden[:, -1])  # (N, P)
+        last = hidden[:, -1]  # (N, decoder_dim)
+        alpha = self.attention(keys, last)  # (N, P)
         weights, log_prob = self.look(alpha)  # (N, P), (N,) or None
         weights = weights @ map_cells(features, self.encoded_image_size)  # (N, Q), of the features' own cells
         context = (weights.unsqueeze(1) @ features.flatten(1, 2)).squeeze(1)  # (N, encoder_dim)
         if self.f_beta is not None:
-            context = torch.sigmoid(self.f_beta(hidden[:, -1])) * context
+            context = torch.sigmoid(self.f_beta(last)) * context
 
         embedded = self.embed(words)  # (N, embed_dim)
         hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, context], dim=1), hidden, cell)
@@ -366,9 +372,8 @@ def run_lstm(cells, x, hidden, cell):
     :return: the new hidden and cell, of the same shape
     """
     new_hidden, new_cell = [], []
-    for layer, lstm in enumerate(cells):
+    for lstm, h, c in zip(cells, hidden.unbind(dim=1), cell.unbind(dim=1), strict=True):  # (N, decoder_dim) each
         # What lstm(x, (h, c)) computes, written out so that shared_products sees its matrix products.
-        h, c = hidden[:, layer], cell[:, layer]  # (N, decoder_dim)
         gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(h, lstm.weight_hh, lstm.bias_hh)
         i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

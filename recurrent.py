@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from attention_scores import SharedKeys, gains_from_sharing, score_cells
+
 LARGE = 1_000_000  # numbers in a weight whose products gain from oneDNN
 
 
@@ -38,6 +40,9 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
                 x, weight, bias = args
                 shared = self.shared(function, weight, bias, matmul_dtype(x))
                 return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
+            if function is score_cells and gains_from_sharing(*args):
+                keys, query, layer, _ = args
+                return self.shared_keys(keys, layer).scores(query, layer)
             if function is F.embedding and kwargs.get("max_norm", (*args, None, None)[3]) is None:
                 words, weight = args[:2]
                 if words.ndim == 1 and weight.requires_grad:
@@ -50,6 +55,13 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
         if layer not in self.layers:
             self.layers[layer] = _Shared(weight, bias, dtype)
         return self.layers[layer]
+
+    def shared_keys(self, keys, layer):
+        # By their place in memory, as the first rows begin where all of them do.
+        use = score_cells, keys.data_ptr(), keys.shape[1:], id(layer.weight)
+        if use not in self.layers or len(keys) > len(self.layers[use].keys):
+            self.layers[use] = SharedKeys(keys, layer)
+        return self.layers[use]
 
 
 def is_worth_it(x, weight, bias):

@@ -1,0 +1,118 @@
+"""
+Additive attention's scores in training, on CPUs, with less to carry to and from memory.
+
+The network that scores a cell (paper, equation 4) makes attention_dim numbers of each cell, at every timestep: with 32
+captions, 196 cells and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there makes
+the gradient of the keys as large again, at every timestep, to add it to the others. A CPU waits for its memory most of
+that time. Here
+
+- the captions are scored a few at a time, so that these numbers stay in the processor's cache. In float32 it is quicker
+  to compute them again in backward than to keep them (in half precision it is not);
+- the gradient of the keys is added up in one place, over all timesteps, as recurrent.py does for the weights.
+
+`score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more.
+"""
+
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+PART = 800_000  # numbers to work on at a time: some of a core's cache
+
+
+def score_cells(keys, query, layer, nonlinearity):
+    """
+    :param keys: (N, P, attention_dim), each cell's part, which does not change over time
+    :param query: (N, attention_dim), the decoder's part
+    :param layer: linear, attention_dim -> 1
+    :param nonlinearity: `torch.relu_` or `torch.tanh_`: in place, which halves the memory
+    :return: (N, P)
+    """
+    if has_torch_function_unary(keys):  # so that shared_products may do it in its own way
+        return handle_torch_function(score_cells, (keys,), keys, query, layer, nonlinearity)
+    return layer(nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
+
+
+def gains_from_sharing(keys, query, layer, nonlinearity):
+    """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh costs too much to be made twice.)"""
+    return keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
+
+
+class SharedKeys:
+    """The keys of a batch for all timesteps; of these each uses the first rows, those of the captions still running."""
+
+    def __init__(self, keys, layer):
+        self.named_by = keys, layer.weight  # kept alive, so that no other tensor gets their place in memory
+        self.keys = keys.detach()  # (N, P, attention_dim)
+        self.weight = layer.weight.detach().flatten().to(keys.dtype)  # (attention_dim,)
+        self.keeps_hidden = keys.dtype != torch.float32
+        self.size = len(keys) if self.keeps_hidden else max(1, PART // keys[0].numel())  # captions at a time
+        self.room = torch.empty_like(self.keys[: self.size])  # to work in
+        self.backward_pass, self.gradient = None, None  # of the keys, (N, P, attention_dim), but for the weight
+        self.token = _Sum.apply(self, keys)
+
+    def scores(self, query, layer):
+        """:return: (n, P) of the first n captions, query (n, attention_dim)"""
+        return _Scores.apply(query.to(self.keys.dtype), layer.weight, self, self.token) + layer.bias
+
+    def parts(self, n):
+        """:return: list of slices of the first n captions"""
+        return [slice(i, min(i + self.size, n)) for i in range(0, n, self.size)]
+
+    def hidden(self, part, query):
+        """:return: relu(keys + query) (captions, P, attention_dim), in `room` if it is not to be kept"""
+        room = None if self.keeps_hidden else self.room[: part.stop - part.start]
+        return torch.add(self.keys[part], query[part].unsqueeze(1), out=room).relu_()
+
+    def gradient_in(self, backward_pass):
+        """:return: (N, P, attention_dim), where the timesteps of this backward pass add their parts"""
+        if self.backward_pass != backward_pass:
+            self.backward_pass, self.gradient = backward_pass, torch.zeros_like(self.keys)
+        return self.gradient
+
+
+class _Scores(Function):
+    """weight * relu(keys + query), summed over attention_dim, of one timestep."""
+
+    @staticmethod
+    def forward(ctx, query, weight, shared, token):
+        ctx.shared, ctx.dtype = shared, weight.dtype
+        scores = query.new_empty(len(query), shared.keys.shape[1])  # (n, P)
+        for part in shared.parts(len(query)):
+            hidden = shared.hidden(part, query)
+            if shared.keeps_hidden:
+                scores[part] = hidden @ shared.weight
+            else:  # each core goes on with what it has just written
+                scores[part] = hidden.mul_(shared.weight).sum(dim=2)
+        ctx.save_for_backward(query, hidden if shared.keeps_hidden else None)
+        return scores
+
+    @staticmethod
+    def backward(ctx, gradient):
+        shared, (query, kept) = ctx.shared, ctx.saved_tensors
+        of_keys = shared.gradient_in(torch._C._current_graph_task_id())
+        of_query, of_weight = torch.empty_like(query), torch.empty_like(query)  # (n, attention_dim)
+        for part in shared.parts(len(query)):
+            hidden = shared.hidden(part, query) if kept is None else kept
+            g = gradient[part].unsqueeze(1)  # (captions, 1, P)
+            of_weight[part] = (g @ hidden).squeeze(1)
+            slope = torch.gt(hidden, 0, out=shared.room[: len(hidden)])  # of the ReLU: 0 or 1
+            of_query[part] = (g @ slope).squeeze(1)
+            of_keys[part].addcmul_(slope, g.transpose(1, 2))
+        waiting = torch.zeros((), device=gradient.device)  # the token is there only to be waited for
+        return of_query * shared.weight, of_weight.sum(dim=0, keepdim=True, dtype=ctx.dtype), None, waiting
+
+
+class _Sum(Function):
+    """The gradient of the keys. Every timestep depends on its token, so backward comes here after all of them."""
+
+    @staticmethod
+    def forward(ctx, shared, keys):
+        ctx.shared = shared
+        return torch.zeros((), device=keys.device)
+
+    @staticmethod
+    def backward(ctx, _):
+        of_keys, ctx.shared.gradient, ctx.shared.backward_pass = ctx.shared.gradient, None, None
+        return None, of_keys.mul_(ctx.shared.weight)

@@ -1,0 +1,98 @@
+"""Attention's scores within `shared_products` are those of the plain formula, and so are all gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from attention_scores import score_cells
+from recurrent import shared_products
+
+N, P, DIM = 5, 6, 7
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    keys, weight = torch.randn(N, P, DIM, requires_grad=True), torch.randn(3, DIM, DIM, requires_grad=True)
+    return keys, weight, nn.Linear(DIM, 1)
+
+
+def losses(keys, weight, layer, nonlinearity=torch.relu_, sizes=(N, N, 3, 1), context=None):
+    """A recurrence: each timestep's query follows from the last one's scores, and captions end one after another."""
+    keys = keys * 1.5  # not a leaf, as in a decoder
+    query, total = torch.ones(N, DIM, dtype=keys.dtype), []
+    with context or torch.enable_grad():
+        for t, n in enumerate(sizes):
+            keys, query = keys[:n], query[:n]
+            alpha = score_cells(keys, query, layer, nonlinearity).softmax(dim=1)  # (n, P)
+            total.append(alpha.square().sum().float())
+            query = torch.tanh((alpha.unsqueeze(1) @ keys.detach()).squeeze(1) @ weight[t % 3])  # (n, DIM)
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("part", [1, P * DIM, 2 * P * DIM, 1_000_000], ids=["one", "also one", "two", "all at once"])
+def test_scores_and_gradients_are_those_of_the_formula(tensors, monkeypatch, part):
+    monkeypatch.setattr("attention_scores.PART", part)
+    keys, weight, layer = tensors
+    wanted = [keys, weight, *layer.parameters()]
+    plain, shared = losses(*tensors), losses(*tensors, context=shared_products())
+    torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(plain.sum(), wanted)
+    for found, gradient in zip(torch.autograd.grad(shared.sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_one_graph_can_be_asked_for_twice(tensors):
+    keys, _, layer = tensors
+    shared = losses(*tensors, context=shared_products())
+    for loss, plain in zip(shared, losses(*tensors), strict=True):
+        expected = torch.autograd.grad(plain, [keys, layer.weight], retain_graph=True)
+        found = torch.autograd.grad(loss, [keys, layer.weight], retain_graph=True)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_keys_of_other_values_at_each_step_are_not_taken_for_one_another(tensors):
+    keys, _, layer = tensors
+    query = torch.ones(N, DIM)
+
+    def loss(context):
+        with context:
+            return sum(score_cells(keys * i, query, layer, torch.relu_).square().sum() for i in range(1, 4))
+
+    plain, shared = loss(torch.enable_grad()), loss(shared_products())
+    torch.testing.assert_close(shared, plain)
+    torch.testing.assert_close(torch.autograd.grad(shared, keys), torch.autograd.grad(plain, keys))
+
+
+def test_more_rows_than_before_are_keys_of_their_own(tensors):
+    keys, _, layer = tensors
+    query = torch.ones(N, DIM)
+    with shared_products():
+        few, all_of_them = (score_cells(keys[:n], query[:n], layer, torch.relu_) for n in (2, N))
+    plain = score_cells(keys, query, layer, torch.relu_)
+    torch.testing.assert_close(all_of_them, plain)
+    found = torch.autograd.grad(few.sum() + all_of_them.square().sum(), keys)
+    torch.testing.assert_close(found, torch.autograd.grad(plain[:2].sum() + plain.square().sum(), keys))
+
+
+def test_half_precision_keeps_what_it_rounded(tensors):
+    keys, weight, layer = (part.bfloat16() for part in (tensors[0].detach(), tensors[1].detach(), tensors[2]))
+    keys.requires_grad_(), weight.requires_grad_()
+    wanted = [keys, layer.weight]
+    plain, shared = losses(keys, weight, layer), losses(keys, weight, layer, context=shared_products())
+    torch.testing.assert_close(shared, plain, rtol=2e-2, atol=2e-2)
+    expected = torch.autograd.grad(plain.sum(), wanted)
+    for found, gradient in zip(torch.autograd.grad(shared.sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("case", ["tanh", "frozen keys", "without gradients"])
+def test_what_does_not_gain_is_left_to_the_formula(tensors, monkeypatch, case):
+    monkeypatch.setattr("recurrent.SharedKeys", None)  # whoever used it would fail
+    keys, weight, layer = tensors
+    nonlinearity = torch.tanh_ if case == "tanh" else torch.relu_
+    keys = keys.detach() if case == "frozen keys" else keys
+    with torch.set_grad_enabled(case != "without gradients"):
+        shared = losses(keys, weight, layer, nonlinearity, context=shared_products())
+    torch.testing.assert_close(shared, losses(keys, weight, layer, nonlinearity))
