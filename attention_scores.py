@@ -1,16 +1,17 @@
 """
-Additive attention's scores in training, on CPUs, with less to carry to and from memory.
+Additive attention's scores on CPUs, with less to carry to and from memory.
 
 The network that scores a cell (paper, equation 4) makes attention_dim numbers of each cell, at every timestep: with 32
 captions, 196 cells and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there makes
-the gradient of the keys as large again, at every timestep, to add it to the others. A CPU waits for its memory most of
-that time. Here
+the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits for
+its memory. Here
 
-- the captions are scored a few at a time, so that these numbers stay in the processor's cache. In float32 it is quicker
-  to compute them again in backward than to keep them (in half precision it is not);
+- the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache. In
+  float32 it is quicker to compute them again in backward than to keep them (in half precision it is not);
 - the gradient of the keys is added up in one place, over all timesteps, as recurrent.py does for the weights.
 
-`score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more.
+`score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more, in parts
+where no gradient is wanted.
 """
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+ENOUGH = 5_000  # numbers that attention makes of a caption's cells, from which on sharing gains
 PART = 800_000  # numbers to work on at a time: some of a core's cache
 
 
@@ -31,12 +33,22 @@ def score_cells(keys, query, layer, nonlinearity):
     """
     if has_torch_function_unary(keys):  # so that shared_products may do it in its own way
         return handle_torch_function(score_cells, (keys,), keys, query, layer, nonlinearity)
+    if keys.device.type == "cpu" and not torch.is_grad_enabled():
+        step = max(1, PART // keys[0].numel())  # captions at a time
+        parts = zip(keys.split(step), query.split(step), strict=True)
+        return torch.cat([plain_scores(*part, layer, nonlinearity) for part in parts])
+    return plain_scores(keys, query, layer, nonlinearity)
+
+
+def plain_scores(keys, query, layer, nonlinearity):
+    """:return: (N, P), what `score_cells` gives, by its formula"""
     return layer(nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
 
 
 def gains_from_sharing(keys, query, layer, nonlinearity):
     """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh costs too much to be made twice.)"""
-    return keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
+    fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
+    return fits and keys[0].numel() >= ENOUGH
 
 
 class SharedKeys:

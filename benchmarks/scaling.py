@@ -37,7 +37,7 @@ VOCAB_SIZE, LONGEST, CAPTIONS = 1000, 22, 5
 class Config:
     device: str = "cpu"  # 'cpu' or 'cuda'
     photos: tuple[int, ...] = (1_000, 10_000, 100_000)  # sizes of the datasets
-    batch_size: int = 500  # captions a step
+    batch_size: int = 1000  # captions a step
     grid: int = 2  # side of the features' grid, in cells
     channels: int = 64  # numbers in each cell
 

@@ -86,3 +86,9 @@ def tiny_decoder():
         return decoder
 
     return build
+
+
+@pytest.fixture
+def large_attention(monkeypatch):
+    """Score a small attention's cells in training as a large one's are."""
+    monkeypatch.setattr("attention_scores.ENOUGH", 1)

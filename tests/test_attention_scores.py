@@ -11,7 +11,7 @@ N, P, DIM = 5, 6, 7
 
 
 @pytest.fixture
-def tensors():
+def tensors(large_attention):
     torch.manual_seed(0)
     keys, weight = torch.randn(N, P, DIM, requires_grad=True), torch.randn(3, DIM, DIM, requires_grad=True)
     return keys, weight, nn.Linear(DIM, 1)
@@ -87,12 +87,24 @@ def test_half_precision_keeps_what_it_rounded(tensors):
         torch.testing.assert_close(found, gradient, rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("case", ["tanh", "frozen keys", "without gradients"])
+@pytest.mark.parametrize("case", ["tanh", "frozen keys", "without gradients", "few numbers"])
 def test_what_does_not_gain_is_left_to_the_formula(tensors, monkeypatch, case):
     monkeypatch.setattr("recurrent.SharedKeys", None)  # whoever used it would fail
     keys, weight, layer = tensors
     nonlinearity = torch.tanh_ if case == "tanh" else torch.relu_
     keys = keys.detach() if case == "frozen keys" else keys
+    if case == "few numbers":
+        monkeypatch.setattr("attention_scores.ENOUGH", P * DIM + 1)
     with torch.set_grad_enabled(case != "without gradients"):
         shared = losses(keys, weight, layer, nonlinearity, context=shared_products())
     torch.testing.assert_close(shared, losses(keys, weight, layer, nonlinearity))
+
+
+@pytest.mark.parametrize("nonlinearity", [torch.relu_, torch.tanh_])
+def test_a_search_scores_its_rows_in_parts(tensors, monkeypatch, nonlinearity):
+    keys, weight, layer = tensors
+    query = weight[0, :N]
+    plain = score_cells(keys, query, layer, nonlinearity)
+    monkeypatch.setattr("attention_scores.PART", 2 * P * DIM)
+    with torch.no_grad():
+        torch.testing.assert_close(score_cells(keys, query, layer, nonlinearity), plain.detach())

@@ -14,6 +14,8 @@ from losses import CaptionLoss
 from models import DecoderWithAttention, DecoderWithHardAttention, mean_cell
 from utils import UserError
 
+pytestmark = pytest.mark.usefixtures("large_attention")
+
 VOCAB, PAD, START, END = 11, 0, 9, 10
 SMALL = {"embed_dim": 7, "decoder_dim": 6, "attention_dim": 5, "encoded_image_size": 3, "dropout": 0.0}
 NEW = ["show_tell", "spatial", "adaptive"]  # what models.py does not have

@@ -8,6 +8,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from models import DecoderWithAttention, DecoderWithHardAttention
 from utils import UserError
 
+pytestmark = pytest.mark.usefixtures("large_attention")
+
 START, END = 9, 10  # of a vocabulary of 11 words
 VARIANTS = {
     "plain": {},
