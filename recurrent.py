@@ -14,6 +14,8 @@ rows of all timesteps stacked give the same sum at once, three to four times as 
 oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half
 of what oneDNN does. oneDNN prepares itself for each number of rows that it meets, and batches have many, so rows are
 padded to a few round numbers. Only large weights are worth it.
+
+Attention's scores meet here too, to be made as attention_scores.py says.
 """
 
 import torch
