@@ -34,7 +34,7 @@ def score_cells(keys, query, layer, nonlinearity):
     if has_torch_function_unary(keys):  # so that shared_products may do it in its own way
         return handle_torch_function(score_cells, (keys,), keys, query, layer, nonlinearity)
     if keys.device.type == "cpu" and not torch.is_grad_enabled():
-        step = max(1, PART // keys[0].numel())  # captions at a time
+        step = captions_at_a_time(keys)
         parts = zip(keys.split(step), query.split(step), strict=True)
         return torch.cat([plain_scores(*part, layer, nonlinearity) for part in parts])
     return plain_scores(keys, query, layer, nonlinearity)
@@ -45,10 +45,15 @@ def plain_scores(keys, query, layer, nonlinearity):
     return layer(nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
 
 
+def captions_at_a_time(keys):
+    """:return: how many captions' keys (N, P, attention_dim) fit into a part, at least 1"""
+    return max(1, PART // keys.shape[1:].numel())
+
+
 def gains_from_sharing(keys, query, layer, nonlinearity):
     """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh costs too much to be made twice.)"""
     fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
-    return fits and keys[0].numel() >= ENOUGH
+    return fits and keys.shape[1:].numel() >= ENOUGH
 
 
 class SharedKeys:
@@ -59,7 +64,7 @@ class SharedKeys:
         self.keys = keys.detach()  # (N, P, attention_dim)
         self.weight = layer.weight.detach().flatten().to(keys.dtype)  # (attention_dim,)
         self.keeps_hidden = keys.dtype != torch.float32
-        self.size = len(keys) if self.keeps_hidden else max(1, PART // keys[0].numel())  # captions at a time
+        self.size = len(keys) if self.keeps_hidden else captions_at_a_time(keys)
         self.room = torch.empty_like(self.keys[: self.size])  # to work in
         self.backward_pass, self.gradient = None, None  # of the keys, (N, P, attention_dim), but for the weight
         self.token = _Sum.apply(self, keys)

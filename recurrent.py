@@ -59,7 +59,7 @@ class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
         return self.layers[layer]
 
     def shared_keys(self, keys, layer):
-        # By their place in memory, as the first rows begin where all of them do.
+        """:return: the `SharedKeys` of a tensor that begins where these do: they are its first rows"""
         use = score_cells, keys.data_ptr(), keys.shape[1:], id(layer.weight)
         if use not in self.layers or len(keys) > len(self.layers[use].keys):
             self.layers[use] = SharedKeys(keys, layer)

@@ -30,7 +30,9 @@ def losses(keys, weight, layer, nonlinearity=torch.relu_, sizes=(N, N, 3, 1), co
     return torch.stack(total)
 
 
-@pytest.mark.parametrize("part", [1, P * DIM, 2 * P * DIM, 1_000_000], ids=["one", "also one", "two", "all at once"])
+@pytest.mark.parametrize(
+    "part", [1, P * DIM, 2 * P * DIM, 1_000_000], ids=["less than one", "one", "two", "all at once"]
+)
 def test_scores_and_gradients_are_those_of_the_formula(tensors, monkeypatch, part):
     monkeypatch.setattr("attention_scores.PART", part)
     keys, weight, layer = tensors
