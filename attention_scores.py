@@ -66,12 +66,12 @@ class SharedKeys:
         self.keeps_hidden = keys.dtype != torch.float32
         self.size = len(keys) if self.keeps_hidden else captions_at_a_time(keys)
         self.room = torch.empty_like(self.keys[: self.size])  # to work in
-        self.backward_pass, self.gradient = None, None  # of the keys, (N, P, attention_dim), but for the weight
-        self.token = _Sum.apply(self, keys)
+        self.backward_pass, self.of_keys, self.of_weight = None, None, None  # the gradients under way
+        self.token = _Sum.apply(self, keys, layer.weight)
 
     def scores(self, query, layer):
         """:return: (n, P) of the first n captions, query (n, attention_dim)"""
-        return _Scores.apply(query.to(self.keys.dtype), layer.weight, self, self.token) + layer.bias
+        return _Scores.apply(query.to(self.keys.dtype), self, self.token) + layer.bias
 
     def parts(self, n):
         """:return: list of slices of the first n captions"""
@@ -82,19 +82,32 @@ class SharedKeys:
         room = None if self.keeps_hidden else self.room[: part.stop - part.start]
         return torch.add(self.keys[part], query[part].unsqueeze(1), out=room).relu_()
 
-    def gradient_in(self, backward_pass):
-        """:return: (N, P, attention_dim), where the timesteps of this backward pass add their parts"""
+    def begin(self, backward_pass):
+        """Make room for the gradients of this backward pass, if it is a new one."""
         if self.backward_pass != backward_pass:
-            self.backward_pass, self.gradient = backward_pass, torch.zeros_like(self.keys)
-        return self.gradient
+            self.backward_pass = backward_pass
+            self.of_keys = torch.zeros_like(self.keys)  # (N, P, attention_dim)
+            self.of_weight = torch.zeros_like(self.named_by[1])  # (1, attention_dim)
+
+    def end(self):
+        """:return: the gradients of this backward pass, of which nothing is kept"""
+        of_keys, of_weight = self.of_keys, self.of_weight
+        self.backward_pass, self.of_keys, self.of_weight = None, None, None
+        return of_keys, of_weight
 
 
 class _Scores(Function):
-    """weight * relu(keys + query), summed over attention_dim, of one timestep."""
+    """
+    weight * relu(keys + query), summed over attention_dim, of one timestep.
+
+    With g the gradient of a score and slope the ReLU's, 0 or 1, the gradients are sums of g * slope: times the weight,
+    over timesteps for a key and over cells for a query. The weight's is the sum of g * slope * (keys + query): of the
+    other two, before they are multiplied by the weight, times key and query. So it needs no sum of its own.
+    """
 
     @staticmethod
-    def forward(ctx, query, weight, shared, token):
-        ctx.shared, ctx.dtype = shared, weight.dtype
+    def forward(ctx, query, shared, token):
+        ctx.shared = shared
         scores = query.new_empty(len(query), shared.keys.shape[1])  # (n, P)
         for part in shared.parts(len(query)):
             hidden = shared.hidden(part, query)
@@ -108,28 +121,32 @@ class _Scores(Function):
     @staticmethod
     def backward(ctx, gradient):
         shared, (query, kept) = ctx.shared, ctx.saved_tensors
-        of_keys = shared.gradient_in(torch._C._current_graph_task_id())
-        of_query, of_weight = torch.empty_like(query), torch.empty_like(query)  # (n, attention_dim)
+        shared.begin(torch._C._current_graph_task_id())
+        of_query = torch.empty_like(query)  # (n, attention_dim), but for the weight
         for part in shared.parts(len(query)):
             hidden = shared.hidden(part, query) if kept is None else kept
+            slope = torch.gt(hidden, 0, out=shared.room[: len(hidden)])
             g = gradient[part].unsqueeze(1)  # (captions, 1, P)
-            of_weight[part] = (g @ hidden).squeeze(1)
-            slope = torch.gt(hidden, 0, out=shared.room[: len(hidden)])  # of the ReLU: 0 or 1
             of_query[part] = (g @ slope).squeeze(1)
-            of_keys[part].addcmul_(slope, g.transpose(1, 2))
-        waiting = torch.zeros((), device=gradient.device)  # the token is there only to be waited for
-        return of_query * shared.weight, of_weight.sum(dim=0, keepdim=True, dtype=ctx.dtype), None, waiting
+            shared.of_keys[part].addcmul_(slope, g.transpose(1, 2))
+        shared.of_weight += (query * of_query).sum(dim=0)
+        return of_query * shared.weight, None, None
 
 
 class _Sum(Function):
-    """The gradient of the keys. Every timestep depends on its token, so backward comes here after all of them."""
+    """The gradients of keys and weight. Every timestep depends on its token: backward comes here after all of them."""
 
     @staticmethod
-    def forward(ctx, shared, keys):
+    def forward(ctx, shared, keys, weight):
         ctx.shared = shared
         return torch.zeros((), device=keys.device)
 
     @staticmethod
     def backward(ctx, _):
-        of_keys, ctx.shared.gradient, ctx.shared.backward_pass = ctx.shared.gradient, None, None
-        return None, of_keys.mul_(ctx.shared.weight)
+        shared = ctx.shared
+        of_keys, of_weight = shared.end()  # of_keys is to be multiplied by the weight
+        for part in shared.parts(len(of_keys)):
+            room = shared.room[: part.stop - part.start]
+            of_weight += torch.mul(shared.keys[part], of_keys[part], out=room).sum(dim=(0, 1))
+            of_keys[part].mul_(shared.weight)
+        return None, of_keys, of_weight

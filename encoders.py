@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from files import check_weights, short
+from recurrent import matmul_dtype
 from utils import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
@@ -99,10 +100,10 @@ class Encoder(nn.Module):
         What the loops give a decoder: the features before they are resized, which the decoder does as it needs.
 
         :param images: photos as for `forward`, or what `grid` made of them earlier, float16 from the feature cache
-        :return: (N, height, width, encoder_dim)
+        :return: (N, height, width, encoder_dim), in the type in which a decoder multiplies them
         """
         grid = images if images.dtype == torch.float16 else self.grid(images)
-        return self.project(grid.to(self.mean.dtype))
+        return self.project(grid.to(matmul_dtype(self.mean)))
 
     def grid(self, images):
         """

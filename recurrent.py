@@ -111,7 +111,7 @@ class _Linear(Function):
             of_input = onednn_product(padded(gradient), weight.T)[: len(gradient)]  # (M, input)
         else:
             of_input = (gradient @ weight).to(ctx.dtype)  # (M, input)
-        return of_input, None, waiting(gradient)
+        return of_input, None, None
 
 
 class _Embedding(Function):
@@ -126,7 +126,7 @@ class _Embedding(Function):
     @staticmethod
     def backward(ctx, gradient):
         note(ctx.shared, gradient, *ctx.saved_tensors)
-        return None, None, waiting(gradient)
+        return None, None, None
 
 
 class _Sum(Function):
@@ -152,11 +152,6 @@ class _Sum(Function):
 def note(shared, gradient, inputs):
     """Keep the rows of one use for the sum of this backward pass."""
     shared.rows.append((torch._C._current_graph_task_id(), gradient, inputs))
-
-
-def waiting(gradient):
-    """:return: a gradient for the token, which is there only to be waited for"""
-    return torch.zeros((), device=gradient.device)
 
 
 def gathered(shared):
