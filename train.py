@@ -239,7 +239,7 @@ def train_one_epoch(run, loader, resident, folder, stop, critic):
         window = min(config.accumulate, len(loader) - first)
         stepped = i + 1 == first + window
         with distributed.exchange(run.model, now=stepped):
-            loss, readings = forward_backward(run, batch.to(run.device, resident), share, window, critic)
+            loss, readings = forward_backward(run, batch.to(run.device, resident), share, window, i == first, critic)
         finite.add_batch(batch.photos, loss)
         for name, value in readings.items():
             run.readings.setdefault(name, []).append(value)
@@ -253,7 +253,6 @@ def train_one_epoch(run, loader, resident, folder, stop, critic):
                 torch.nn.utils.clip_grads_with_norm_(trained, config.clip_at, norm)
             run.scaler.step(run.optimizer)
             run.scaler.update()
-            run.optimizer.zero_grad(set_to_none=True)
             run.schedule.step()
             run.step += 1
             run.batch = i + 1
@@ -287,27 +286,31 @@ def mean_of_finite(readings):
     return values[values.isfinite()].mean().item()
 
 
-def forward_backward(run, batch, share, window, critic):
+def forward_backward(run, batch, share, window, begins, critic):
     """
-    Add a batch's gradients to those that are there.
+    Add a batch's gradients to those of the batches before it in its window.
 
     :param batch: `datasets.Batch` on the run's device
     :param share: how much of the batch this process has
-    :param window: batches whose gradients make one step of the optimizer
+    :param window: number of batches whose gradients make one step of the optimizer
+    :param begins: whether the batch is the first of these
     :param critic: `SelfCritic`, if the model is taught by its own captions, else None
     :return: loss, 0-d; dict of what to tell of the batch, each 0-d; of several processes, the mean is the batch's
     """
     config, images = run.config, batch.images
     if run.augmentation.active:
         images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
-    advantages, reward = None, None
-    true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
     if critic:  # the model's own captions take the place of the true ones
         batch, advantages, reward = critic.draw(run, batch, images)
         true_words = 1.0
+    else:
+        advantages = None
+        true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
     with run.autocast:
         decoded = run.model(images, batch.captions, batch.lengths, batch.image_rows, true_words)
         loss, cross_entropy = run.loss_function(decoded, share, advantages)
+    if begins:
+        run.optimizer.zero_grad()  # not before: the forward pass would take the memory that the new ones want
     run.scaler.scale(loss / window).backward()
     if critic:
         return loss.detach(), {"reward": share.captions * reward}

@@ -30,7 +30,7 @@ from losses import CaptionLoss
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 
-VOCAB_SIZE, LONGEST, CAPTIONS = 1000, 22, 5
+VOCAB_SIZE, LONGEST, CAPTIONS = 200, 22, 5
 
 
 @dataclass
