@@ -41,16 +41,17 @@ class CaptionLoss(nn.Module):
             that of the whole batch
         :param advantages: (N,), for captions that the model drew itself, how much better than usual each is; None for
             true captions
-        :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats), both 0-d
+        :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats; None for captions that
+            the model drew), both 0-d
         """
-        scores = decoded.scores.float()  # (M, vocab_size)
         if advantages is None:
+            scores = decoded.scores.float()  # (M, vocab_size)
             loss = share.words * F.cross_entropy(scores, decoded.targets, label_smoothing=self.label_smoothing)
+            cross_entropy = loss.detach()
+            if self.label_smoothing:  # what is printed can be compared with other runs
+                cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
         else:
-            loss = share.captions * self.self_critical(decoded, advantages)
-        cross_entropy = loss.detach()
-        if self.label_smoothing or advantages is not None:  # what is printed can be compared with other runs
-            cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
+            loss, cross_entropy = share.captions * self.self_critical(decoded, advantages), None
         if decoded.alphas is not None:
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
             loss = loss + share.captions * self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()

@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from attention_scores import SharedKeys, gains_from_sharing, score_cells
 
-LARGE = 1_000_000  # numbers in a weight whose products gain from oneDNN
+LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
+FEW = 64  # rows
 
 
 class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
@@ -163,8 +164,17 @@ def gathered(shared):
 
 
 def onednn_product(x, weight, bias=None):
-    """:return: `F.linear` of rows x (M, input), done by oneDNN"""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """
+    :return: `F.linear` of rows x (M, input), done by oneDNN
+
+    It first puts the second matrix into an order of its own. So a few rows are better multiplied the other way round:
+    they are put in order, not the weight.
+    """
+    linear = torch.ops.mkldnn._linear_pointwise
+    if len(x) > FEW or not weight.is_contiguous():
+        return linear(x, weight, bias, "none", [], "")
+    product = linear(weight, x, None, "none", [], "").T  # (M, output)
+    return torch.add(product, 0 if bias is None else bias, out=x.new_empty(product.shape))
 
 
 def padded(x):
