@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_models import END, START, captions, grid, plain_decoder
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from models import DecoderWithAttention, DecoderWithHardAttention
@@ -10,7 +11,6 @@ from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("large_attention")
 
-START, END = 9, 10  # of a vocabulary of 11 words
 VARIANTS = {
     "plain": {},
     "no gate": {"gate": False},
@@ -22,78 +22,6 @@ VARIANTS = {
     "all together": {"gate": False, "nonlinearity": "tanh", "layers": 2, "deep_output": True, "tie_weights": True},
 }
 GRIDS = [(2, 2), (3, 3), (5, 5), (4, 7), (2, 4)]  # attention sees 3 x 3
-
-
-def captions(n, seed=0, longest=8):
-    """:return: n captions (n, longest + 2) of up to `longest` words between <start> and <end>, and their lengths"""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, longest + 3, (n,), generator=generator)
-    lengths[: n // 3] = lengths[0]  # some of one length
-    rows = torch.randint(1, START, (n, longest + 2), generator=generator)
-    for row, length in zip(rows, lengths, strict=True):
-        row[0], row[length - 1], row[length:] = START, END, 0
-    return rows, lengths
-
-
-def grid(n, size=(3, 3), seed=0, encoder_dim=6):
-    return torch.randn(n, *size, encoder_dim, generator=torch.Generator().manual_seed(seed))
-
-
-def plain_attention(p, cells, hidden, nonlinearity):
-    """Every product anew at each call, `W_enc . features` too."""
-    encoded = F.linear(cells, p["attention.encoder_att.weight"], p["attention.encoder_att.bias"])
-    asked = F.linear(hidden, p["attention.decoder_att.weight"], p["attention.decoder_att.bias"])
-    squashed = {"relu": torch.relu, "tanh": torch.tanh}[nonlinearity](encoded + asked.unsqueeze(1))
-    return F.linear(squashed, p["attention.full_att.weight"], p["attention.full_att.bias"]).squeeze(2).softmax(dim=1)
-
-
-def plain_lstm(p, i, x, hidden, cell):
-    gates = F.linear(x, p[f"decode_step.{i}.weight_ih"], p[f"decode_step.{i}.bias_ih"])
-    gates = gates + F.linear(hidden, p[f"decode_step.{i}.weight_hh"], p[f"decode_step.{i}.bias_hh"])
-    into, forget, new, out = gates.chunk(4, dim=1)
-    cell = forget.sigmoid() * cell + into.sigmoid() * new.tanh()
-    return out.sigmoid() * cell.tanh(), cell
-
-
-def plain_decoder(decoder, features, rows, lengths, size=3, gate=True, nonlinearity="relu", layers=1,
-                  deep_output=False, look=lambda t, alpha: alpha, **_):  # fmt: skip
-    """
-    Teacher forcing as the field's tutorial describes it: a pooled grid, a loop over timesteps with a batch that
-    shrinks, everything computed at every timestep into zero-filled tensors.
-
-    :param look: what the context weighs the cells with, of the timestep and alpha
-    :return: scores (N, T, vocab_size), alphas (N, T, P), both of the sorted captions, targets and their lengths
-    """
-    p = dict(decoder.named_parameters())
-    p.setdefault("fc.weight", p["embedding.weight"])  # tied
-    cells = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1).flatten(1, 2)  # (N, P, D)
-    lengths, order = lengths.sort(descending=True, stable=True)
-    cells, rows = cells[order], rows[order]
-    decode_lengths = (lengths - 1).tolist()
-
-    mean = cells.mean(dim=1)
-    hidden = F.linear(mean, p["init_h.weight"], p["init_h.bias"]).chunk(layers, dim=1)
-    cell = F.linear(mean, p["init_c.weight"], p["init_c.bias"]).chunk(layers, dim=1)
-    scores = torch.zeros(len(rows), max(decode_lengths), decoder.vocab_size)
-    alphas = torch.zeros(len(rows), max(decode_lengths), size * size)
-    for t in range(max(decode_lengths)):
-        n = sum(length > t for length in decode_lengths)
-        hidden, cell = [h[:n] for h in hidden], [c[:n] for c in cell]
-        alpha = plain_attention(p, cells[:n], hidden[-1], nonlinearity)
-        context = (cells[:n] * look(t, alpha).unsqueeze(2)).sum(dim=1)
-        if gate:
-            context = F.linear(hidden[-1], p["f_beta.weight"], p["f_beta.bias"]).sigmoid() * context
-        embedded = p["embedding.weight"][rows[:n, t]]
-        x = torch.cat([embedded, context], dim=1)
-        for i in range(layers):
-            hidden[i], cell[i] = plain_lstm(p, i, x, hidden[i], cell[i])
-            x = hidden[i]
-        if deep_output:
-            x = embedded + F.linear(x, p["output_h.weight"], p["output_h.bias"])
-            x = x + F.linear(context, p["output_z.weight"], p["output_z.bias"])
-        scores[:n, t] = F.linear(x, p["fc.weight"], p["fc.bias"])
-        alphas[:n, t] = alpha
-    return scores, alphas, rows[:, 1:], decode_lengths
 
 
 def plain_loss(scores, alphas, targets, decode_lengths):
@@ -414,86 +342,3 @@ def test_pretrained_embeddings_of_another_shape_are_refused(tiny_decoder, shape)
     with pytest.raises(UserError, match=rf"embeddings: .*\({shape[0]}, {shape[1]}\).*\(11, 7\)"):
         decoder.load_pretrained_embeddings(torch.randn(*shape))
     assert torch.equal(decoder.embedding.weight, before)
-
-
-# Hard attention. What a step would give if it looked at one cell is computed for each cell by the plain version.
-
-
-def outputs_per_cell(decoder, features):
-    """:return: scores after <start> if the context were each of the P cells (P, vocab_size), or alpha's mean; alpha"""
-    rows, lengths = torch.tensor([[START, END]]), torch.tensor([2])
-    per_cell = []
-    for cell in range(9):
-        one_hot = F.one_hot(torch.tensor([cell]), 9).float()
-        scores, alphas, *_ = plain_decoder(decoder, features, rows, lengths, look=lambda t, alpha, w=one_hot: w)
-        per_cell.append(scores[0, 0])
-    expected_value, *_ = plain_decoder(decoder, features, rows, lengths)
-    return torch.stack(per_cell).detach(), expected_value[0, 0].detach(), alphas[0, 0].detach()
-
-
-def hard_scores(decoder, features, n):
-    """:return: scores after <start> of n rows of one photo (n, vocab_size), log-probabilities of the locations (n,)"""
-    state = decoder.init_state(features.expand(n, -1, -1, -1))
-    output, _, state = decoder.step(torch.full((n,), START), state)
-    return decoder.scores(output).detach(), decoder.location_log_prob(state).detach()
-
-
-def chosen_cells(scores, per_cell):
-    """:return: (n,), which cell each row looked at, and how far it is from that exactly"""
-    distance, cell = (scores.unsqueeze(1) - per_cell).abs().amax(dim=2).min(dim=1)
-    return cell, distance
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_hard_attention_draws_one_cell_and_knows_its_log_probability(tiny_decoder, training):
-    torch.manual_seed(0)
-    decoder = tiny_decoder(DecoderWithHardAttention, expected_share=0.0, inference="sample").train(training)
-    features, n = grid(1, seed=3), 4000
-    per_cell, _, alpha = outputs_per_cell(decoder, features)
-    scores, log_probs = hard_scores(decoder, features, n)
-    cells, distance = chosen_cells(scores, per_cell)
-    assert distance.max() < 1e-4
-    torch.testing.assert_close(log_probs, alpha[cells].log(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(cells.bincount(minlength=9) / n, alpha, rtol=0, atol=4 * 0.5 / n**0.5)
-
-
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_hard_attention_in_training_takes_the_expected_value_in_its_share_of_steps(tiny_decoder, share):
-    torch.manual_seed(0)
-    decoder = tiny_decoder(DecoderWithHardAttention, expected_share=share).train()
-    features, n = grid(1, seed=3), 2000
-    per_cell, expected_value, _ = outputs_per_cell(decoder, features)
-    scores, log_probs = hard_scores(decoder, features, n)
-    is_expected = (scores - expected_value).abs().amax(dim=1) < 1e-4
-    assert abs(is_expected.float().mean().item() - share) < 4 * 0.5 / n**0.5
-    assert (log_probs[is_expected] == 0).all()  # nothing was drawn there
-    assert (log_probs[~is_expected] < 0).all()
-    if share < 1:
-        assert chosen_cells(scores[~is_expected], per_cell)[1].max() < 1e-4
-
-
-def test_hard_attention_at_inference_takes_the_likeliest_cell_or_the_expected_value(tiny_decoder):
-    features = grid(1, seed=3)
-    decoder = tiny_decoder(DecoderWithHardAttention).eval()
-    per_cell, expected_value, alpha = outputs_per_cell(decoder, features)
-    scores, _ = hard_scores(decoder, features, 3)
-    assert (scores - per_cell[alpha.argmax()]).abs().max() < 1e-4
-    decoder = tiny_decoder(DecoderWithHardAttention, inference="expectation").eval()
-    scores, _ = hard_scores(decoder, features, 3)
-    assert (scores - expected_value).abs().max() < 1e-4
-
-
-def test_the_log_probabilities_of_locations_are_packed_like_the_words(tiny_decoder):
-    torch.manual_seed(0)
-    decoder, (rows, lengths) = tiny_decoder(DecoderWithHardAttention, expected_share=0.0), captions(5)
-    decoded = decoder(grid(5), rows, lengths)
-    assert decoded.location_log_probs.shape == decoded.targets.shape
-    assert decoded.location_log_probs.requires_grad
-    log_alphas = decoded.alphas.log()
-    for t, log_probs in enumerate(decoded.location_log_probs.split(decoded.batch_sizes)):
-        for row, log_prob in enumerate(log_probs):  # each is one of its row's own
-            assert (log_alphas[row, t] - log_prob).abs().min() < 1e-5
-
-
-def test_soft_attention_draws_no_locations(tiny_decoder):
-    assert tiny_decoder()(grid(4), *captions(4)).location_log_probs is None
