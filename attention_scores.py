@@ -6,8 +6,8 @@ captions, 196 cells and 512 numbers that is 13 MB. Plain autograd writes them, k
 the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits for
 its memory. Here
 
-- the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache. In
-  float32 it is quicker to compute them again in backward than to keep them (in half precision it is not);
+- the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache;
+- none of them is kept for backward, which asks only where keys + query was positive: keys and query still say that;
 - the gradient of the keys is added up in one place, over all timesteps, as recurrent.py does for the weights.
 
 `score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more, in parts
@@ -51,7 +51,7 @@ def captions_at_a_time(keys):
 
 
 def gains_from_sharing(keys, query, layer, nonlinearity):
-    """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh costs too much to be made twice.)"""
+    """:return: whether `SharedKeys` can score these cells, and is quicker. (The slope of a tanh takes more than a sign.)"""
     fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
     return fits and keys.shape[1:].numel() >= ENOUGH
 
@@ -63,8 +63,7 @@ class SharedKeys:
         self.named_by = keys, layer.weight  # kept alive, so that no other tensor gets their place in memory
         self.keys = keys.detach()  # (N, P, attention_dim)
         self.weight = layer.weight.detach().flatten().to(keys.dtype)  # (attention_dim,)
-        self.keeps_hidden = keys.dtype != torch.float32
-        self.size = len(keys) if self.keeps_hidden else captions_at_a_time(keys)
+        self.size = captions_at_a_time(keys)
         self.room = torch.empty_like(self.keys[: self.size])  # to work in
         self.backward_pass, self.of_keys, self.of_weight = None, None, None  # the gradients under way
         self.token = _Sum.apply(self, keys, layer.weight)
@@ -74,13 +73,9 @@ class SharedKeys:
         return _Scores.apply(query.to(self.keys.dtype), self, self.token) + layer.bias
 
     def parts(self, n):
-        """:return: list of slices of the first n captions"""
-        return [slice(i, min(i + self.size, n)) for i in range(0, n, self.size)]
-
-    def hidden(self, part, query):
-        """:return: relu(keys + query) (captions, P, attention_dim), in `room` if it is not to be kept"""
-        room = None if self.keeps_hidden else self.room[: part.stop - part.start]
-        return torch.add(self.keys[part], query[part].unsqueeze(1), out=room).relu_()
+        """:return: list of slices of the first n captions, each with room (captions, P, attention_dim) to work in"""
+        slices = [slice(i, min(i + self.size, n)) for i in range(0, n, self.size)]
+        return [(part, self.room[: part.stop - part.start]) for part in slices]
 
     def begin(self, backward_pass):
         """Make room for the gradients of this backward pass, if it is a new one."""
@@ -108,24 +103,23 @@ class _Scores(Function):
     @staticmethod
     def forward(ctx, query, shared, token):
         ctx.shared = shared
+        ctx.save_for_backward(query)
         scores = query.new_empty(len(query), shared.keys.shape[1])  # (n, P)
-        for part in shared.parts(len(query)):
-            hidden = shared.hidden(part, query)
-            if shared.keeps_hidden:
-                scores[part] = hidden @ shared.weight
-            else:  # each core goes on with what it has just written
+        for part, room in shared.parts(len(query)):
+            hidden = torch.add(shared.keys[part], query[part].unsqueeze(1), out=room).relu_()
+            if hidden.dtype == torch.float32:  # each core goes on with what it has just written
                 scores[part] = hidden.mul_(shared.weight).sum(dim=2)
-        ctx.save_for_backward(query, hidden if shared.keeps_hidden else None)
+            else:
+                scores[part] = hidden @ shared.weight
         return scores
 
     @staticmethod
     def backward(ctx, gradient):
-        shared, (query, kept) = ctx.shared, ctx.saved_tensors
+        shared, (query,) = ctx.shared, ctx.saved_tensors
         shared.begin(torch._C._current_graph_task_id())
         of_query = torch.empty_like(query)  # (n, attention_dim), but for the weight
-        for part in shared.parts(len(query)):
-            hidden = shared.hidden(part, query) if kept is None else kept
-            slope = torch.gt(hidden, 0, out=shared.room[: len(hidden)])
+        for part, room in shared.parts(len(query)):
+            slope = torch.gt(shared.keys[part], -query[part].unsqueeze(1), out=room)
             g = gradient[part].unsqueeze(1)  # (captions, 1, P)
             of_query[part] = (g @ slope).squeeze(1)
             shared.of_keys[part].addcmul_(slope, g.transpose(1, 2))
@@ -145,8 +139,7 @@ class _Sum(Function):
     def backward(ctx, _):
         shared = ctx.shared
         of_keys, of_weight = shared.end()  # of_keys is to be multiplied by the weight
-        for part in shared.parts(len(of_keys)):
-            room = shared.room[: part.stop - part.start]
+        for part, room in shared.parts(len(of_keys)):
             of_weight += torch.mul(shared.keys[part], of_keys[part], out=room).sum(dim=(0, 1))
             of_keys[part].mul_(shared.weight)
         return None, of_keys, of_weight
