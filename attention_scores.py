@@ -51,7 +51,7 @@ def captions_at_a_time(keys):
 
 
 def gains_from_sharing(keys, query, layer, nonlinearity):
-    """:return: whether `SharedKeys` can score these cells, and is quicker. (The slope of a tanh takes more than a sign.)"""
+    """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh's slope takes more than a sign.)"""
     fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
     return fits and keys.shape[1:].numel() >= ENOUGH
 
