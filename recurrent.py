@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from attention_scores import SharedKeys, gains_from_sharing, score_cells
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows
+FEW = 64  # rows, to which oneDNN should not re-order a whole weight
 
 
 class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
@@ -131,7 +131,10 @@ class _Embedding(Function):
 
 
 class _Sum(Function):
-    """The gradient of a layer's weight. Every use depends on its token, so backward comes here after all of them."""
+    """
+    The gradient of a layer's weight. Every use depends on its token, so backward comes here after all of them, though
+    none gives the token a gradient.
+    """
 
     @staticmethod
     def forward(ctx, shared, weight, bias=None):
