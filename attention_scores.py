@@ -81,8 +81,9 @@ class SharedKeys:
         """Make room for the gradients of this backward pass, if it is a new one."""
         if self.backward_pass != backward_pass:
             self.backward_pass = backward_pass
-            self.of_keys = torch.zeros_like(self.keys)  # (N, P, attention_dim)
-            self.of_weight = torch.zeros_like(self.named_by[1])  # (1, attention_dim)
+            keys, weight = self.named_by
+            self.of_keys = torch.zeros_like(keys)  # (N, P, attention_dim)
+            self.of_weight = torch.zeros_like(weight)  # (1, attention_dim), in its own precision
 
     def end(self):
         """:return: the gradients of this backward pass, of which nothing is kept"""
@@ -119,7 +120,7 @@ class _Scores(Function):
         shared.begin(torch._C._current_graph_task_id())
         of_query = torch.empty_like(query)  # (n, attention_dim), but for the weight
         for part, room in shared.parts(len(query)):
-            slope = torch.gt(shared.keys[part], -query[part].unsqueeze(1), out=room)
+            slope = torch.gt(shared.keys[part], -query[part].unsqueeze(1), out=room)  # is keys + query positive: 0 or 1
             g = gradient[part].unsqueeze(1)  # (captions, 1, P)
             of_query[part] = (g @ slope).squeeze(1)
             shared.of_keys[part].addcmul_(slope, g.transpose(1, 2))

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from attention_scores import SharedKeys, gains_from_sharing, score_cells
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows, to which oneDNN should not re-order a whole weight
+FEW = 64  # rows for which it does not pay that oneDNN re-orders a whole weight
 
 
 class shared_products(TorchFunctionMode):  # noqa: N801  used like a function

@@ -44,7 +44,7 @@ def matmul_rates(device):
     """:return: dict of type -> `matmul_rate`, which is printed too, for a CPU also what oneDNN reaches in float32"""
     kinds = torch.float32, torch.bfloat16
     rounds = [{kind: matmul_rate(device, kind) for kind in kinds} for _ in range(3)]
-    rates = {kind: max(rates[kind] for rates in rounds) for kind in kinds}  # another program may have disturbed one
+    rates = {kind: max(one[kind] for one in rounds) for kind in kinds}  # another program may have disturbed one
     print(f"{device}, {torch.get_num_threads()} threads; matrix products: " + ", ".join(
         f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items()))  # fmt: skip
     if device.type == "cpu" and torch.backends.mkldnn.is_available():

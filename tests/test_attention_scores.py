@@ -78,7 +78,7 @@ def test_more_rows_than_before_are_keys_of_their_own(tensors):
     torch.testing.assert_close(found, torch.autograd.grad(plain[:2].sum() + plain.square().sum(), keys))
 
 
-def test_half_precision_keeps_what_it_rounded(tensors):
+def test_half_precision_gives_nearly_the_same_scores_and_gradients(tensors):
     keys, weight, layer = (part.bfloat16() for part in (tensors[0].detach(), tensors[1].detach(), tensors[2]))
     keys.requires_grad_(), weight.requires_grad_()
     wanted = [keys, layer.weight]
