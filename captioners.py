@@ -25,6 +25,7 @@ from models import (
     mean_cell,
     run_lstm,
 )
+from recurrent import Linear
 from utils import UserError
 
 
@@ -47,7 +48,7 @@ class ShowAndTell(CaptionDecoder):
             vocab_size, embed_dim, decoder_dim, dropout, embedding_dropout, embedding_max_norm, tie_weights
         )
         self.encoded_image_size, self.layers, self.decoder_dim = encoded_image_size, layers, decoder_dim
-        self.embed_image = nn.Linear(encoder_dim, embed_dim)
+        self.embed_image = Linear(encoder_dim, embed_dim)
         self.decode_step = lstm_stack(embed_dim, decoder_dim, layers)
         self.state_dropout = nn.Dropout(state_dropout)
 
@@ -98,8 +99,8 @@ class SpatialAttention(CaptionDecoder):
             vocab_size, embed_dim, decoder_dim, dropout, embedding_dropout, embedding_max_norm, tie_weights
         )
         self.encoded_image_size, self.layers, self.decoder_dim = encoded_image_size, layers, decoder_dim
-        self.encode_cells = nn.Linear(encoder_dim, decoder_dim)  # W_a of equation 15
-        self.encode_image = nn.Linear(encoder_dim, decoder_dim)  # W_b of equation 16
+        self.encode_cells = Linear(encoder_dim, decoder_dim)  # W_a of equation 15
+        self.encode_image = Linear(encoder_dim, decoder_dim)  # W_b of equation 16
         self.attention = Attention(decoder_dim, decoder_dim, attention_dim, nonlinearity)
         self.decode_step = lstm_stack(embed_dim + decoder_dim, decoder_dim, layers)
 
@@ -156,8 +157,8 @@ class AdaptiveAttention(SpatialAttention):
         super().__init__(*args, **kwargs)
         query = self.attention.decoder_att
         input_dim = self.decode_step[0].input_size
-        self.sentinel_gate = nn.Linear(input_dim + self.decoder_dim, self.decoder_dim)  # W_x and W_h of equation 9
-        self.sentinel_att = nn.Linear(self.decoder_dim, query.out_features)  # W_s of equation 12
+        self.sentinel_gate = Linear(input_dim + self.decoder_dim, self.decoder_dim)  # W_x and W_h of equation 9
+        self.sentinel_att = Linear(self.decoder_dim, query.out_features)  # W_s of equation 12
 
     def step(self, words, state):
         """

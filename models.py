@@ -13,13 +13,12 @@ import functools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from attention_scores import score_cells
 from encoders import resize_grid
-from recurrent import matmul_dtype, shared_products
+from recurrent import Embedding, Linear, linear, matmul_dtype, shared_products
 from utils import UserError
 
 __all__ = [
@@ -52,11 +51,11 @@ class CaptionDecoder(nn.Module):
                  embedding_max_norm=None, tie_weights=False):  # fmt: skip
         super().__init__()
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.embedding = Embedding(vocab_size, embed_dim)
         self.embedding_max_norm = embedding_max_norm
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(output_dim, vocab_size)
+        self.fc = Linear(output_dim, vocab_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.fc.weight, -0.1, 0.1)
         nn.init.zeros_(self.fc.bias)
@@ -182,8 +181,8 @@ class Attention(nn.Module):
 
     def __init__(self, encoder_dim, decoder_dim, attention_dim, nonlinearity="relu"):
         super().__init__()
-        self.encoder_att = nn.Linear(encoder_dim, attention_dim)
-        self.decoder_att = nn.Linear(decoder_dim, attention_dim)
+        self.encoder_att = Linear(encoder_dim, attention_dim)
+        self.decoder_att = Linear(decoder_dim, attention_dim)
         self.full_att = nn.Linear(attention_dim, 1)
         self.nonlinearity = {"relu": torch.relu_, "tanh": torch.tanh_}[nonlinearity]  # in place: half the memory
 
@@ -227,14 +226,14 @@ class DecoderWithAttention(CaptionDecoder):
         super().__init__(vocab_size, embed_dim, output_dim, dropout, embedding_dropout, embedding_max_norm, tie_weights)
         self.encoded_image_size, self.layers = encoded_image_size, layers
         self.attention = Attention(encoder_dim, decoder_dim, attention_dim, nonlinearity)
-        self.init_h = nn.Linear(encoder_dim, layers * decoder_dim)
-        self.init_c = nn.Linear(encoder_dim, layers * decoder_dim)
+        self.init_h = Linear(encoder_dim, layers * decoder_dim)
+        self.init_c = Linear(encoder_dim, layers * decoder_dim)
         self.state_dropout = nn.Dropout(state_dropout)
-        self.f_beta = nn.Linear(decoder_dim, encoder_dim) if gate else None
+        self.f_beta = Linear(decoder_dim, encoder_dim) if gate else None
         self.decode_step = lstm_stack(embed_dim + encoder_dim, decoder_dim, layers)
         if deep_output:
-            self.output_h = nn.Linear(decoder_dim, embed_dim)  # L_h of equation 7
-            self.output_z = nn.Linear(encoder_dim, embed_dim)  # L_z
+            self.output_h = Linear(decoder_dim, embed_dim)  # L_h of equation 7
+            self.output_z = Linear(encoder_dim, embed_dim)  # L_z
         self.deep_output = deep_output
 
     def init_state(self, features):
@@ -374,7 +373,7 @@ def run_lstm(cells, x, hidden, cell):
     new_hidden, new_cell = [], []
     for lstm, h, c in zip(cells, hidden.unbind(dim=1), cell.unbind(dim=1), strict=True):  # (N, decoder_dim) each
         # What lstm(x, (h, c)) computes, written out so that shared_products sees its matrix products.
-        gates = F.linear(x, lstm.weight_ih, lstm.bias_ih) + F.linear(h, lstm.weight_hh, lstm.bias_hh)
+        gates = linear(x, lstm.weight_ih, lstm.bias_ih) + linear(h, lstm.weight_hh, lstm.bias_hh)
         i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         x = torch.sigmoid(o) * torch.tanh(c)

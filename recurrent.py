@@ -1,70 +1,94 @@
 """
-The decoder's matrix products in training, made cheaper without changing what they compute. Within
+The decoder's layers, `Linear`, `Embedding` and the function `linear`. They are PyTorch's own, but within
 
     with shared_products():
         for t in ...:
 
-every `nn.Linear` with a bias and every `nn.Embedding` is treated in two ways; the code inside needs no change. (Small
-weights that meet many rows, as attention's score does, are left alone: to stack the rows would cost more.)
+training does their matrix products in two cheaper ways that compute the same. (Small weights that meet many rows, as
+attention's score does, are left alone: to stack the rows would cost more.)
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
 rows of all timesteps stacked give the same sum at once, three to four times as fast.
 
-oneDNN for float32 on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half
-of what oneDNN does. oneDNN prepares itself for each number of rows that it meets, and batches have many, so rows are
-padded to a few round numbers. Only large weights are worth it.
-
-Attention's scores meet here too, to be made as attention_scores.py says.
+oneDNN on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half of what
+oneDNN does. oneDNN first puts a weight into an order of its own, which takes longer than to multiply a few rows by it;
+a layer that is used again keeps it in that order, in bfloat16 too. oneDNN also prepares itself for each number of rows
+that it meets, and batches have many, so more than a few are padded to a round number. Only large weights are worth it.
 """
+
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
-
-from attention_scores import SharedKeys, gains_from_sharing, score_cells
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows for which it does not pay that oneDNN re-orders a whole weight
+FEW = 64  # rows: oneDNN may well prepare itself for each of these numbers
+
+_context = ContextVar("the shared_products that we are in", default=None)
 
 
-class shared_products(TorchFunctionMode):  # noqa: N801  used like a function
+class shared_products:  # noqa: N801  used like a function
     """Context in which a layer's uses share the copies of its weight and gather what its gradient needs."""
 
     def __init__(self):
-        super().__init__()
-        self.layers = {}  # of a function and its weight: a `_Shared`
+        self.layers = {}  # of a layer's tensors, by their ids: what its uses share
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if torch.is_grad_enabled():
-            if function is F.linear and len(args) == 3 and is_worth_it(*args):
-                x, weight, bias = args
-                shared = self.shared(function, weight, bias, matmul_dtype(x))
-                return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
-            if function is score_cells and gains_from_sharing(*args):
-                keys, query, layer, _ = args
-                return self.shared_keys(keys, layer).scores(query, layer)
-            if function is F.embedding and kwargs.get("max_norm", (*args, None, None)[3]) is None:
-                words, weight = args[:2]
-                if words.ndim == 1 and weight.requires_grad:
-                    shared = self.shared(function, weight, None, weight.dtype)
-                    return _Embedding.apply(words, shared, shared.token)
-        return function(*args, **kwargs)
+    def __enter__(self):
+        self.token = _context.set(self)
 
-    def shared(self, function, weight, bias, dtype):
-        layer = function, id(weight), id(bias)  # tied weights are one tensor with two uses
+    def __exit__(self, *_):
+        _context.reset(self.token)
+
+    def linear(self, x, weight, bias):
+        """:return: `F.linear` of x (..., input)"""
+        layer = id(weight), id(bias)  # tied weights are one tensor with two uses
         if layer not in self.layers:
-            self.layers[layer] = _Shared(weight, bias, dtype)
-        return self.layers[layer]
+            self.layers[layer] = _Shared(weight, bias, matmul_dtype(x))
+        shared = self.layers[layer]
+        return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
 
-    def shared_keys(self, keys, layer):
-        """:return: the `SharedKeys` of a tensor that begins where these do: they are its first rows"""
-        use = score_cells, keys.data_ptr(), keys.shape[1:], id(layer.weight)
-        if use not in self.layers or len(keys) > len(self.layers[use].keys):
-            self.layers[use] = SharedKeys(keys, layer)
-        return self.layers[use]
+    def embedding(self, words, table):
+        """:return: (N, embed_dim), rows of the table (vocab_size, embed_dim) for words (N,)"""
+        if id(table) not in self.layers:
+            self.layers[id(table)] = _Shared(table, None, table.dtype)
+        shared = self.layers[id(table)]
+        return _Embedding.apply(words, shared, shared.token)
+
+
+def sharing():
+    """:return: the `shared_products` that the caller is in; None if in none, or if no gradient is wanted"""
+    return _context.get() if torch.is_grad_enabled() else None
+
+
+def linear(x, weight, bias):
+    """:return: `F.linear` of x (..., input)"""
+    context = sharing()
+    if context is None or not is_worth_it(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return context.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that shares, within `shared_products`, what its uses have in common."""
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, without its options, that gathers the gradients of its uses within `shared_products`."""
+
+    def __init__(self, vocab_size, embed_dim):
+        super().__init__(vocab_size, embed_dim)
+
+    def forward(self, words):
+        context = sharing()
+        if context is None or words.ndim > 1 or not self.weight.requires_grad:
+            return super().forward(words)
+        return context.embedding(words, self.weight)
 
 
 def is_worth_it(x, weight, bias):
@@ -85,8 +109,20 @@ class _Shared:
         self.named_by = weight, bias  # kept alive, so that no other tensor gets their ids
         self.weight = weight.detach().to(dtype)  # (output, input)
         self.bias = None if bias is None else bias.detach().to(dtype)  # (output,)
+        self.uses, self.ordered = 0, None  # the weight in oneDNN's own order
         self.rows = []  # (backward pass, gradient (M, output), input (M, input)) of every use
         self.token = _Sum.apply(self, weight, *([] if bias is None else [bias]))
+
+    def linear(self, x):
+        """:return: `F.linear` of rows x (M, input). What oneDNN needs for it is made at the second use."""
+        self.uses += 1
+        if self.uses > 1 and gains_from_order(self.weight):
+            if self.ordered is None:
+                self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+            return onednn_product(x if len(x) <= FEW else padded(x), self.ordered, self.bias)[: len(x)]
+        if gains_from_onednn(self.weight):
+            return onednn_product(padded(x), self.weight, self.bias)[: len(x)]
+        return F.linear(x, self.weight, self.bias)
 
 
 class _Linear(Function):
@@ -97,9 +133,7 @@ class _Linear(Function):
         ctx.dtype, ctx.shared = x.dtype, shared
         x = x.to(shared.weight.dtype)  # (M, input)
         ctx.save_for_backward(x)
-        if uses_onednn(x, shared.weight):
-            return onednn_product(padded(x), shared.weight, shared.bias)[: len(x)]
-        return F.linear(x, shared.weight, shared.bias)
+        return shared.linear(x)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -108,7 +142,7 @@ class _Linear(Function):
         note(ctx.shared, gradient, *ctx.saved_tensors)
         if not ctx.needs_input_grad[0]:
             of_input = None
-        elif uses_onednn(gradient, weight):
+        elif gains_from_onednn(weight):
             of_input = onednn_product(padded(gradient), weight.T)[: len(gradient)]  # (M, input)
         else:
             of_input = (gradient @ weight).to(ctx.dtype)  # (M, input)
@@ -147,7 +181,7 @@ class _Sum(Function):
         gradients, inputs = gathered(shared)
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
-        if uses_onednn(gradients, shared.weight):  # gradients (M, output), inputs (M, input)
+        if gains_from_onednn(shared.weight):  # gradients (M, output), inputs (M, input)
             of_weight = onednn_product(padded(gradients).T.contiguous(), padded(inputs).T)  # (output, input)
             return None, of_weight, gradients.sum(dim=0)
         return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
@@ -167,17 +201,8 @@ def gathered(shared):
 
 
 def onednn_product(x, weight, bias=None):
-    """
-    :return: `F.linear` of rows x (M, input), done by oneDNN
-
-    It first puts the second matrix into an order of its own. So a few rows are better multiplied the other way round:
-    they are put in order, not the weight.
-    """
-    linear = torch.ops.mkldnn._linear_pointwise
-    if len(x) > FEW or not weight.is_contiguous():
-        return linear(x, weight, bias, "none", [], "")
-    product = linear(weight, x, None, "none", [], "").T  # (M, output)
-    return torch.add(product, 0 if bias is None else bias, out=x.new_empty(product.shape))
+    """:return: `F.linear` of rows x (M, input), done by oneDNN (PyTorch calls it mkldnn)"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def padded(x):
@@ -186,7 +211,13 @@ def padded(x):
     return F.pad(x, (0, 0, 0, -len(x) % step))
 
 
-def uses_onednn(x, weight):
-    """:return: whether products of x and the weight are better done by oneDNN (PyTorch calls it mkldnn)"""
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def gains_from_onednn(weight):
+    """:return: whether products of this weight are better done by oneDNN than by what PyTorch would take"""
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return on_cpu and weight.numel() >= LARGE
+
+
+def gains_from_order(weight):
+    """:return: whether it pays to put the weight into oneDNN's own order if it is used again"""
+    half = weight.dtype == torch.bfloat16 and weight.numel() >= LARGE and weight.device.type == "cpu"
+    return gains_from_onednn(weight) or (half and torch.ops.mkldnn._is_mkldnn_bf16_supported())

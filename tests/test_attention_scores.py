@@ -31,7 +31,7 @@ def losses(keys, weight, layer, nonlinearity=torch.relu_, sizes=(N, N, 3, 1), co
 
 
 @pytest.mark.parametrize(
-    "part", [1, P * DIM, 2 * P * DIM, 1_000_000], ids=["less than one", "one", "two", "all at once"]
+    "part", [1, 4 * P * DIM, 8 * P * DIM, 1_000_000], ids=["less than one", "one", "two", "all at once"]
 )
 def test_scores_and_gradients_are_those_of_the_formula(tensors, monkeypatch, part):
     monkeypatch.setattr("attention_scores.PART", part)
@@ -91,7 +91,7 @@ def test_half_precision_gives_nearly_the_same_scores_and_gradients(tensors):
 
 @pytest.mark.parametrize("case", ["tanh", "frozen keys", "without gradients", "few numbers"])
 def test_what_does_not_gain_is_left_to_the_formula(tensors, monkeypatch, case):
-    monkeypatch.setattr("recurrent.SharedKeys", None)  # whoever used it would fail
+    monkeypatch.setattr("attention_scores.SharedKeys", None)  # whoever used it would fail
     keys, weight, layer = tensors
     nonlinearity = torch.tanh_ if case == "tanh" else torch.relu_
     keys = keys.detach() if case == "frozen keys" else keys
@@ -107,6 +107,6 @@ def test_a_search_scores_its_rows_in_parts(tensors, monkeypatch, nonlinearity):
     keys, weight, layer = tensors
     query = weight[0, :N]
     plain = score_cells(keys, query, layer, nonlinearity)
-    monkeypatch.setattr("attention_scores.PART", 2 * P * DIM)
+    monkeypatch.setattr("attention_scores.PART", 8 * P * DIM)
     with torch.no_grad():
         torch.testing.assert_close(score_cells(keys, query, layer, nonlinearity), plain.detach())
