@@ -57,13 +57,13 @@ class ShowAndTell(CaptionDecoder):
         Show the photo (equation 10), its features averaged over the grid.
 
         :param features: (N, height, width, encoder_dim)
-        :return: hidden and cell (N, layers, decoder_dim)
+        :return: for each layer of the LSTM its hidden state and its cell (N, decoder_dim)
         """
         features = features.to(self.fc.weight.dtype)
         image = self.embed_image(mean_cell(features, self.encoded_image_size))  # (N, embed_dim)
-        nothing = features.new_zeros(len(features), self.layers, self.decoder_dim)  # (N, layers, decoder_dim)
-        hidden, cell = run_lstm(self.decode_step, image, nothing, nothing)
-        return self.state_dropout(hidden), self.state_dropout(cell)
+        nothing = features.new_zeros(len(features), self.decoder_dim)  # (N, decoder_dim)
+        memory = run_lstm(self.decode_step, image, [nothing] * 2 * self.layers)
+        return tuple(self.state_dropout(part) for part in memory)
 
     def step(self, words, state):
         """
@@ -74,8 +74,8 @@ class ShowAndTell(CaptionDecoder):
         :return: output (N, decoder_dim), None for alpha, the new state
         """
         embedded = self.embed(words)  # (N, embed_dim)
-        hidden, cell = run_lstm(self.decode_step, embedded, *state)
-        return hidden[:, -1], None, (hidden, cell)
+        memory = run_lstm(self.decode_step, embedded, state)
+        return memory[-2], None, tuple(memory)
 
 
 class SpatialAttention(CaptionDecoder):
@@ -107,8 +107,8 @@ class SpatialAttention(CaptionDecoder):
     def init_state(self, features):
         """
         :param features: (N, height, width, encoder_dim)
-        :return: keys (N, P, attention_dim), grid (N, P, decoder_dim), image (N, decoder_dim), hidden and cell
-            (N, layers, decoder_dim), which begin at zero
+        :return: keys (N, P, attention_dim), grid (N, P, decoder_dim), image (N, decoder_dim), and for each layer of
+            the LSTM its hidden state and its cell (N, decoder_dim), which begin at zero
 
         The ReLU is not linear, so it has to come after resizing. W_a before it is, and is applied on the smaller grid
         of the two; what comes after it, the keys too, is computed for each of the P cells.
@@ -121,8 +121,8 @@ class SpatialAttention(CaptionDecoder):
         grid = torch.relu(resize_grid(self.encode_cells(features), size))  # (N, size, size, decoder_dim)
         grid = grid.flatten(1, 2)  # (N, P, decoder_dim), v_i of equation 15
         keys = self.attention.encoder_att(grid)  # (N, P, attention_dim)
-        nothing = features.new_zeros(len(features), self.layers, self.decoder_dim)  # (N, layers, decoder_dim)
-        return keys, grid, image, nothing, nothing
+        nothing = features.new_zeros(len(features), self.decoder_dim)  # (N, decoder_dim)
+        return keys, grid, image, *[nothing] * 2 * self.layers
 
     def step(self, words, state):
         """
@@ -132,12 +132,13 @@ class SpatialAttention(CaptionDecoder):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, decoder_dim), alpha (N, P), the new state
         """
-        keys, grid, image, hidden, cell = state
+        keys, grid, image, *memory = state
         embedded = self.embed(words)  # (N, embed_dim)
-        hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, image], dim=1), hidden, cell)
-        alpha = self.attention(keys, hidden[:, -1])  # (N, P), equations 6 and 7
+        memory = run_lstm(self.decode_step, torch.cat([embedded, image], dim=1), memory)
+        hidden = memory[-2]  # (N, decoder_dim), the top layer's
+        alpha = self.attention(keys, hidden)  # (N, P), equations 6 and 7
         context = (alpha.unsqueeze(1) @ grid).squeeze(1)  # (N, decoder_dim), equation 8
-        return context + hidden[:, -1], alpha, (keys, grid, image, hidden, cell)
+        return context + hidden, alpha, (keys, grid, image, *memory)
 
 
 class AdaptiveAttention(SpatialAttention):
@@ -168,18 +169,20 @@ class AdaptiveAttention(SpatialAttention):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, decoder_dim), alpha (N, P) which sums to 1 - beta, the new state
         """
-        keys, grid, image, last_hidden, cell = state
+        keys, grid, image, *memory = state
+        last = memory[-2]  # (N, decoder_dim), the top layer's hidden state before this step
         embedded = self.embed(words)  # (N, embed_dim)
         x = torch.cat([embedded, image], dim=1)  # (N, embed_dim + decoder_dim)
-        hidden, cell = run_lstm(self.decode_step, x, last_hidden, cell)
+        memory = run_lstm(self.decode_step, x, memory)
+        hidden, cell = memory[-2:]  # (N, decoder_dim) each
 
-        gate = torch.sigmoid(self.sentinel_gate(torch.cat([x, last_hidden[:, -1]], dim=1)))  # equation 9
-        sentinel = gate * torch.tanh(cell[:, -1])  # (N, decoder_dim), equation 10
-        weights = self.attention(keys, hidden[:, -1], self.sentinel_att(sentinel))  # (N, P + 1), equation 12
+        gate = torch.sigmoid(self.sentinel_gate(torch.cat([x, last], dim=1)))  # equation 9
+        sentinel = gate * torch.tanh(cell)  # (N, decoder_dim), equation 10
+        weights = self.attention(keys, hidden, self.sentinel_att(sentinel))  # (N, P + 1), equation 12
         alpha, beta = weights[:, :-1], weights[:, -1:]  # (N, P), (N, 1)
         # Equation 11. Its factor 1 - beta of the grid's context is already in alpha.
         context = beta * sentinel + (alpha.unsqueeze(1) @ grid).squeeze(1)  # (N, decoder_dim)
-        return context + hidden[:, -1], alpha, (keys, grid, image, hidden, cell)
+        return context + hidden, alpha, (keys, grid, image, *memory)
 
 
 DECODERS = {

@@ -239,8 +239,8 @@ class DecoderWithAttention(CaptionDecoder):
     def init_state(self, features):
         """
         :param features: (N, height, width, encoder_dim)
-        :return: features (N, height, width, encoder_dim), keys (N, P, attention_dim), hidden and cell (N, layers,
-            decoder_dim)
+        :return: features (N, height, width, encoder_dim), keys (N, P, attention_dim), and for each layer of the LSTM
+            its hidden state and its cell (N, decoder_dim)
 
         Resizing and `encoder_att` are both linear, so they may be done in either order: on the smaller grid of the
         two. That is why the features may keep their own Q cells while attention sees P of them.
@@ -251,9 +251,10 @@ class DecoderWithAttention(CaptionDecoder):
             features = resize_grid(features, size)
         keys = resize_grid(self.attention.encoder_att(features), size).flatten(1, 2)  # (N, P, attention_dim)
         mean = mean_cell(features, size)  # (N, encoder_dim)
-        hidden = self.state_dropout(self.init_h(mean)).unflatten(1, (self.layers, -1))  # (N, layers, decoder_dim)
-        cell = self.state_dropout(self.init_c(mean)).unflatten(1, (self.layers, -1))  # (N, layers, decoder_dim)
-        return features, keys, hidden, cell
+        hidden = self.state_dropout(self.init_h(mean)).chunk(self.layers, dim=1)  # (N, decoder_dim) each
+        cell = self.state_dropout(self.init_c(mean)).chunk(self.layers, dim=1)
+        memory = [part for layer in zip(hidden, cell, strict=True) for part in layer]
+        return features, keys, *memory
 
     def step(self, words, state):
         """
@@ -263,8 +264,8 @@ class DecoderWithAttention(CaptionDecoder):
         :param state: as `init_state` or the last `step` gave it
         :return: output (N, output_dim), alpha (N, P), the new state
         """
-        features, keys, hidden, cell = state[:4]  # hard attention has one tensor more
-        last = hidden[:, -1]  # (N, decoder_dim)
+        features, keys, *memory = state[: 2 + 2 * self.layers]  # hard attention has one tensor more
+        last = memory[-2]  # (N, decoder_dim), the top layer's hidden state
         alpha = self.attention(keys, last)  # (N, P)
         weights, log_prob = self.look(alpha)  # (N, P), (N,) or None
         weights = weights @ map_cells(features, self.encoded_image_size)  # (N, Q), of the features' own cells
@@ -273,11 +274,11 @@ class DecoderWithAttention(CaptionDecoder):
             context = torch.sigmoid(self.f_beta(last)) * context
 
         embedded = self.embed(words)  # (N, embed_dim)
-        hidden, cell = run_lstm(self.decode_step, torch.cat([embedded, context], dim=1), hidden, cell)
-        output = hidden[:, -1]  # (N, decoder_dim)
+        memory = run_lstm(self.decode_step, torch.cat([embedded, context], dim=1), memory)
+        output = memory[-2]  # (N, decoder_dim)
         if self.deep_output:
             output = embedded + self.output_h(output) + self.output_z(context)  # (N, embed_dim)
-        state = features, keys, hidden, cell
+        state = features, keys, *memory
         return output, alpha, state if log_prob is None else (*state, log_prob)
 
     def look(self, alpha):
@@ -362,21 +363,20 @@ def lstm_stack(input_dim, decoder_dim, layers):
     return nn.ModuleList(nn.LSTMCell(input_dim if i == 0 else decoder_dim, decoder_dim) for i in range(layers))
 
 
-def run_lstm(cells, x, hidden, cell):
+def run_lstm(cells, x, memory):
     """
     One timestep through a stack of LSTM cells.
 
     :param x: (N, input_dim)
-    :param hidden, cell: (N, layers, decoder_dim)
-    :return: the new hidden and cell, of the same shape
+    :param memory: for each layer its hidden state and its cell, (N, decoder_dim) each
+    :return: list, the new memory; its last two are the top layer's
     """
-    new_hidden, new_cell = [], []
-    for lstm, h, c in zip(cells, hidden.unbind(dim=1), cell.unbind(dim=1), strict=True):  # (N, decoder_dim) each
+    new_memory = []
+    for lstm, h, c in zip(cells, memory[::2], memory[1::2], strict=True):
         # What lstm(x, (h, c)) computes, written out so that shared_products sees its matrix products.
         gates = linear(x, lstm.weight_ih, lstm.bias_ih) + linear(h, lstm.weight_hh, lstm.bias_hh)
         i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         x = torch.sigmoid(o) * torch.tanh(c)
-        new_hidden.append(x)
-        new_cell.append(c)
-    return torch.stack(new_hidden, dim=1), torch.stack(new_cell, dim=1)
+        new_memory += [x, c]
+    return new_memory

@@ -34,7 +34,7 @@ class shared_products:  # noqa: N801  used like a function
     """Context in which a layer's uses share the copies of its weight and gather what its gradient needs."""
 
     def __init__(self):
-        self.layers = {}  # of a layer's tensors, by their ids: what its uses share
+        self.layers = {}  # of a layer's tensors, named by their ids: what its uses share
 
     def __enter__(self):
         self.token = _context.set(self)
@@ -116,10 +116,10 @@ class _Shared:
     def linear(self, x):
         """:return: `F.linear` of rows x (M, input). What oneDNN needs for it is made at the second use."""
         self.uses += 1
-        if self.uses > 1 and gains_from_order(self.weight):
+        if self.uses > 1 and gains_from_onednn(self.weight, ordered=True):
             if self.ordered is None:
                 self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
-            return onednn_product(x if len(x) <= FEW else padded(x), self.ordered, self.bias)[: len(x)]
+            return onednn_product(padded(x), self.ordered, self.bias)[: len(x)]
         if gains_from_onednn(self.weight):
             return onednn_product(padded(x), self.weight, self.bias)[: len(x)]
         return F.linear(x, self.weight, self.bias)
@@ -206,18 +206,18 @@ def onednn_product(x, weight, bias=None):
 
 
 def padded(x):
-    """:return: x (M, size) with rows of zeros up to a round number: few more, and a multiple of 8"""
-    step = max(8, 1 << max(0, len(x).bit_length() - 3))
-    return F.pad(x, (0, 0, 0, -len(x) % step))
+    """:return: x (M, size); if M is not small, with rows of zeros up to a round number, a quarter more at most"""
+    missing = -len(x) % (1 << len(x).bit_length() - 3) if len(x) > FEW else 0
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def gains_from_onednn(weight):
-    """:return: whether products of this weight are better done by oneDNN than by what PyTorch would take"""
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return on_cpu and weight.numel() >= LARGE
-
-
-def gains_from_order(weight):
-    """:return: whether it pays to put the weight into oneDNN's own order if it is used again"""
-    half = weight.dtype == torch.bfloat16 and weight.numel() >= LARGE and weight.device.type == "cpu"
-    return gains_from_onednn(weight) or (half and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def gains_from_onednn(weight, ordered=False):
+    """
+    :param ordered: whether it would find the weight in its own order
+    :return: whether oneDNN multiplies by this weight faster than what PyTorch would take
+    """
+    if weight.device.type != "cpu" or weight.numel() < LARGE or not torch.backends.mkldnn.is_available():
+        return False
+    if ordered and weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32

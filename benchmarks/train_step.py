@@ -37,7 +37,7 @@ class Config:
     device: str = "cpu"  # 'cpu' or 'cuda'
     encoder: str = "resnet101"  # torchvision's name of the network
     batch_size: int = 32  # captions a step
-    repeats: int = 12  # timed steps a case, each with a batch of its own; the median counts
+    repeats: int = 8  # timed steps a case, each with a batch of its own; the median counts
     plain_repeats: int = 2  # the same of the plain version, which takes long: the first of these batches
     fine_tune: bool = True  # time fine-tuning too (the plain step takes long)
 
@@ -101,9 +101,10 @@ def time_cached(config):
     encoder, decoder, images, batches = build(config, choose_device(config.device))
     features = encoder.grid(images[:1]).expand(len(images), -1, -1, -1).contiguous()  # as the cache keeps them
     return {
-        kind: time_step([decoder], lambda *batch: our_loss(encoder, decoder, features, *batch), batches, autocast, 4)
+        kind: time_step([decoder], lambda *batch: our_loss(encoder, decoder, features, *batch), batches, autocast,
+                        warm_up=len(batches))  # every shape is met often in an epoch
         for kind, autocast in precisions(images.device)
-    }
+    }  # fmt: skip
 
 
 def time_fine_tuned(config):
@@ -154,6 +155,7 @@ def our_loss(encoder, decoder, images, captions, lengths, image_rows=None):
 def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
     """
     :param loss_of: function of a batch's captions and lengths
+    :param warm_up: steps before those that count
     :return: median seconds of forward, backward, clipping, Adam's step, and of the readings that each loop takes
     """
     ours = autocast is not None
