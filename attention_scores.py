@@ -118,11 +118,11 @@ class _Scores(Function):
         scores = query.new_empty(len(query), shared.keys.shape[1])  # (n, P)
         for part, room in shared.parts(len(query)):
             hidden = torch.add(shared.keys[part], query[part].unsqueeze(1), out=room)
-            if hidden.dtype == torch.float32:  # each core goes on with what it has just written
-                scores[part] = hidden.relu_().mul_(shared.weight).sum(dim=2)
-            else:
+            if hidden.element_size() == 2:  # half precision
                 hidden.view(torch.int16).clamp_min_(0)  # relu_, five times as fast: negative numbers are so as bits too
                 scores[part] = hidden @ shared.weight
+            else:  # each core goes on with what it has just written
+                scores[part] = hidden.relu_().mul_(shared.weight).sum(dim=2)
         return scores
 
     @staticmethod

@@ -78,15 +78,18 @@ def test_more_rows_than_before_are_keys_of_their_own(tensors):
     torch.testing.assert_close(found, torch.autograd.grad(plain[:2].sum() + plain.square().sum(), keys))
 
 
-def test_half_precision_gives_nearly_the_same_scores_and_gradients(tensors):
-    keys, weight, layer = (part.bfloat16() for part in (tensors[0].detach(), tensors[1].detach(), tensors[2]))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 5e-3), (torch.float64, 1e-6)], ids=str
+)
+def test_other_precisions_give_nearly_the_same_scores_and_gradients(tensors, dtype, tolerance):
+    keys, weight, layer = (part.to(dtype) for part in (tensors[0].detach(), tensors[1].detach(), tensors[2]))
     keys.requires_grad_(), weight.requires_grad_()
     wanted = [keys, layer.weight]
     plain, shared = losses(keys, weight, layer), losses(keys, weight, layer, context=shared_products())
-    torch.testing.assert_close(shared, plain, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
     expected = torch.autograd.grad(plain.sum(), wanted)
     for found, gradient in zip(torch.autograd.grad(shared.sum(), wanted), expected, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=5e-2, atol=5e-2)
+        torch.testing.assert_close(found, gradient, rtol=2.5 * tolerance, atol=2.5 * tolerance)
 
 
 @pytest.mark.parametrize("case", ["tanh", "frozen keys", "without gradients", "few numbers"])
