@@ -15,10 +15,9 @@ where no gradient is wanted.
 """
 
 import torch
-from torch import nn
 from torch.autograd import Function
 
-from recurrent import sharing
+from recurrent import Linear, sharing
 
 ENOUGH = 5_000  # numbers that attention makes of a caption's cells, from which on sharing gains
 PART = 3_300_000  # bytes to work on at a time: about what the cores' caches hold
@@ -54,7 +53,7 @@ def captions_at_a_time(keys):
 
 def gains_from_sharing(keys, layer, nonlinearity):
     """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh's slope takes more than a sign.)"""
-    fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is nn.Linear
+    fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is Linear
     return fits and keys.shape[1:].numel() >= ENOUGH
 
 
@@ -119,7 +118,9 @@ class _Scores(Function):
         for part, room in shared.parts(len(query)):
             hidden = torch.add(shared.keys[part], query[part].unsqueeze(1), out=room)
             if hidden.element_size() == 2:  # half precision
-                hidden.view(torch.int16).clamp_min_(0)  # relu_, five times as fast: negative numbers are so as bits too
+                # relu_, but five times as fast: read as int16, the bits of a negative number are a negative number too.
+                # (A NaN may become 0; its gradient is NaN all the same.)
+                hidden.view(torch.int16).clamp_min_(0)
                 scores[part] = hidden @ shared.weight
             else:  # each core goes on with what it has just written
                 scores[part] = hidden.relu_().mul_(shared.weight).sum(dim=2)

@@ -102,5 +102,5 @@ def top_k_accuracy(scores, targets, k):
     :return: 0-d, share of the targets that are among the k highest scores
     """
     own = scores.gather(1, targets.unsqueeze(1))  # (M, 1)
-    above = torch.gt(scores, own, out=torch.empty_like(scores))  # 1 or 0; as bool it takes ten times as long on CPUs
+    above = torch.gt(scores, own, out=torch.empty_like(scores))  # 1 or 0; bool takes several times as long on CPUs
     return (above.sum(dim=1) < k).float().mean()

@@ -183,7 +183,7 @@ class Attention(nn.Module):
         super().__init__()
         self.encoder_att = Linear(encoder_dim, attention_dim)
         self.decoder_att = Linear(decoder_dim, attention_dim)
-        self.full_att = nn.Linear(attention_dim, 1)
+        self.full_att = Linear(attention_dim, 1)
         self.nonlinearity = {"relu": torch.relu_, "tanh": torch.tanh_}[nonlinearity]  # in place: half the memory
 
     def forward(self, keys, hidden, other_key=None):
@@ -373,7 +373,7 @@ def run_lstm(cells, x, memory):
     """
     new_memory = []
     for lstm, h, c in zip(cells, memory[::2], memory[1::2], strict=True):
-        # What lstm(x, (h, c)) computes, written out so that shared_products sees its matrix products.
+        # What lstm(x, (h, c)) computes, written out with the `linear` whose timesteps share their products.
         gates = linear(x, lstm.weight_ih, lstm.bias_ih) + linear(h, lstm.weight_hh, lstm.bias_hh)
         i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, decoder_dim) each
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

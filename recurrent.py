@@ -4,8 +4,8 @@ The decoder's layers, `Linear`, `Embedding` and the function `linear`. They are 
     with shared_products():
         for t in ...:
 
-training does their matrix products in two cheaper ways that compute the same. (Small weights that meet many rows, as
-attention's score does, are left alone: to stack the rows would cost more.)
+training does their matrix products in two cheaper ways that compute the same. (A layer without a bias is left alone,
+and a small weight that meets many rows, as attention's score does: to stack the rows would cost more.)
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
@@ -25,7 +25,7 @@ from torch import nn
 from torch.autograd import Function
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows: oneDNN may well prepare itself for each of these numbers
+FEW = 64  # rows: so many numbers of them oneDNN may prepare itself for; more rows are padded
 
 _context = ContextVar("the shared_products that we are in", default=None)
 
@@ -34,13 +34,13 @@ class shared_products:  # noqa: N801  used like a function
     """Context in which a layer's uses share the copies of its weight and gather what its gradient needs."""
 
     def __init__(self):
-        self.layers = {}  # of a layer's tensors, named by their ids: what its uses share
+        self.layers = {}  # of a layer, or of attention's keys: what its uses share
 
     def __enter__(self):
-        self.token = _context.set(self)
+        self.before = _context.set(self)
 
     def __exit__(self, *_):
-        _context.reset(self.token)
+        _context.reset(self.before)
 
     def linear(self, x, weight, bias):
         """:return: `F.linear` of x (..., input)"""
@@ -72,7 +72,7 @@ def linear(x, weight, bias):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that shares, within `shared_products`, what its uses have in common."""
+    """`nn.Linear`; within `shared_products`, if it has a bias, its uses share what they have in common."""
 
     def forward(self, x):
         return linear(x, self.weight, self.bias)
@@ -114,7 +114,7 @@ class _Shared:
         self.token = _Sum.apply(self, weight, *([] if bias is None else [bias]))
 
     def linear(self, x):
-        """:return: `F.linear` of rows x (M, input). What oneDNN needs for it is made at the second use."""
+        """:return: `F.linear` of rows x (M, input). At the second use the weight is put into oneDNN's order."""
         self.uses += 1
         if self.uses > 1 and gains_from_onednn(self.weight, ordered=True):
             if self.ordered is None:

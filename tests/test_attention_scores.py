@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 from attention_scores import score_cells
-from recurrent import shared_products
+from recurrent import Linear, shared_products
 
 N, P, DIM = 5, 6, 7
 
@@ -14,7 +13,7 @@ N, P, DIM = 5, 6, 7
 def tensors(large_attention):
     torch.manual_seed(0)
     keys, weight = torch.randn(N, P, DIM, requires_grad=True), torch.randn(3, DIM, DIM, requires_grad=True)
-    return keys, weight, nn.Linear(DIM, 1)
+    return keys, weight, Linear(DIM, 1)
 
 
 def losses(keys, weight, layer, nonlinearity=torch.relu_, sizes=(N, N, 3, 1), context=None):
