@@ -14,7 +14,8 @@ rows of all timesteps stacked give the same sum at once, three to four times as 
 oneDNN on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half of what
 oneDNN does. oneDNN first puts a weight into an order of its own, which takes longer than to multiply a few rows by it;
 a layer that is used again keeps it in that order, in bfloat16 too. oneDNN also prepares itself for each number of rows
-that it meets, and batches have many, so more than a few are padded to a round number. Only large weights are worth it.
+that it meets, and batches have many, so in float32 more than a few are padded to a round number. Only large weights are
+worth it.
 """
 
 from contextvars import ContextVar
@@ -41,6 +42,8 @@ class shared_products:  # noqa: N801  used like a function
 
     def __exit__(self, *_):
         _context.reset(self.before)
+        for shared in self.layers.values():
+            shared.token = None  # the graph holds both: in a circle they would wait for the garbage collector
 
     def linear(self, x, weight, bias):
         """:return: `F.linear` of x (..., input)"""
@@ -109,6 +112,7 @@ class _Shared:
         self.named_by = weight, bias  # kept alive, so that no other tensor gets their ids
         self.weight = weight.detach().to(dtype)  # (output, input)
         self.bias = None if bias is None else bias.detach().to(dtype)  # (output,)
+        self.uses_onednn = gains_from_onednn(self.weight)
         self.uses, self.ordered = 0, None  # the weight in oneDNN's own order
         self.rows = []  # (backward pass, gradient (M, output), input (M, input)) of every use
         self.token = _Sum.apply(self, weight, *([] if bias is None else [bias]))
@@ -116,13 +120,15 @@ class _Shared:
     def linear(self, x):
         """:return: `F.linear` of rows x (M, input). At the second use the weight is put into oneDNN's order."""
         self.uses += 1
-        if self.uses > 1 and gains_from_onednn(self.weight, ordered=True):
-            if self.ordered is None:
-                self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+        if self.uses == 2 and gains_from_onednn(self.weight, ordered=True):
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
+        if self.ordered is not None:
             return onednn_product(padded(x), self.ordered, self.bias)[: len(x)]
-        if gains_from_onednn(self.weight):
-            return onednn_product(padded(x), self.weight, self.bias)[: len(x)]
-        return F.linear(x, self.weight, self.bias)
+        return self.product(padded(x), self.weight, self.bias)[: len(x)]
+
+    def product(self, x, weight, bias=None):
+        """:return: `F.linear`, done by oneDNN if the layer gains from it"""
+        return onednn_product(x, weight, bias) if self.uses_onednn else F.linear(x, weight, bias)
 
 
 class _Linear(Function):
@@ -137,16 +143,13 @@ class _Linear(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        weight = ctx.shared.weight
-        gradient = gradient.to(weight.dtype)  # (M, output)
-        note(ctx.shared, gradient, *ctx.saved_tensors)
+        shared, dtype = ctx.shared, ctx.shared.weight.dtype
+        gradient = gradient.to(dtype)  # (M, output)
+        note(shared, gradient, *ctx.saved_tensors)
         if not ctx.needs_input_grad[0]:
-            of_input = None
-        elif gains_from_onednn(weight):
-            of_input = onednn_product(padded(gradient), weight.T)[: len(gradient)]  # (M, input)
-        else:
-            of_input = (gradient @ weight).to(ctx.dtype)  # (M, input)
-        return of_input, None, None
+            return None, None, None
+        of_input = shared.product(padded(gradient), shared.weight.T)[: len(gradient)]  # (M, input)
+        return of_input.to(ctx.dtype), None, None
 
 
 class _Embedding(Function):
@@ -181,10 +184,8 @@ class _Sum(Function):
         gradients, inputs = gathered(shared)
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
-        if gains_from_onednn(shared.weight):  # gradients (M, output), inputs (M, input)
-            of_weight = onednn_product(padded(gradients).T.contiguous(), padded(inputs).T)  # (output, input)
-            return None, of_weight, gradients.sum(dim=0)
-        return None, (gradients.T @ inputs).to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
+        of_weight = shared.product(padded(gradients).T, padded(inputs).T)  # (output, input)
+        return None, of_weight.to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
 
 
 def note(shared, gradient, inputs):
@@ -202,12 +203,14 @@ def gathered(shared):
 
 def onednn_product(x, weight, bias=None):
     """:return: `F.linear` of rows x (M, input), done by oneDNN (PyTorch calls it mkldnn)"""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
 
 
 def padded(x):
-    """:return: x (M, size); if M is not small, with rows of zeros up to a round number, a quarter more at most"""
-    missing = -len(x) % (1 << len(x).bit_length() - 3) if len(x) > FEW else 0
+    """:return: x (M, size), in float32 on CPUs with rows of zeros up to a round number unless M is small"""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) <= FEW:
+        return x
+    missing = -len(x) % (1 << len(x).bit_length() - 4)  # an eighth more at most
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 

@@ -1,11 +1,15 @@
 """Layers within `shared_products` give what they give outside, also those that no decoder here has."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import attention_scores
+import recurrent
 from captioners import DECODERS
 from recurrent import Linear, gains_from_onednn, linear, shared_products
 
@@ -81,6 +85,26 @@ def test_one_weight_with_two_biases_keeps_them_apart():
     found = torch.autograd.grad(product.sum(), [weight, one, other])
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_leaves_nothing_to_the_garbage_collector(large_attention):
+    """Weights, keys and their gradients are large: one step's must go before the next one's come."""
+    decoder = DECODERS["soft"](vocab_size=99, encoder_dim=32, embed_dim=32, decoder_dim=32)
+    captions, lengths = torch.tensor([[1, 4, 5, 2], [1, 6, 2, 0]]), torch.tensor([4, 3])
+    gc.collect()
+    gc.disable()
+    try:
+        decoded = decoder(torch.randn(2, 1, 1, 32), captions, lengths)
+        decoded.scores.sum().backward()
+        assert shared_objects()  # there were some
+        del decoded
+        assert shared_objects() == []
+    finally:
+        gc.enable()
+
+
+def shared_objects():
+    return [thing for thing in gc.get_objects() if isinstance(thing, recurrent._Shared | attention_scores.SharedKeys)]
 
 
 @pytest.mark.parametrize("name", DECODERS)
