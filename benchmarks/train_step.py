@@ -116,7 +116,7 @@ def time_fine_tuned(config):
     images = images[: config.batch_size // CAPTIONS]
     image_rows = torch.arange(len(images)).repeat_interleave(CAPTIONS)
     batches = [(captions[: len(image_rows)], lengths[: len(image_rows)], image_rows) for captions, lengths in batches]
-    batches = batches[: (config.repeats + 1) // 2]
+    batches = batches[: 1 + config.repeats // 4]
     return {
         kind: time_step(
             [encoder, decoder], lambda *batch: our_loss(encoder, decoder, images, *batch), batches, autocast

@@ -104,7 +104,7 @@ def test_a_step_leaves_nothing_to_the_garbage_collector(large_attention):
 
 
 def shared_objects():
-    return [thing for thing in gc.get_objects() if isinstance(thing, recurrent._Shared | attention_scores.SharedKeys)]
+    return [thing for thing in gc.get_objects() if type(thing) in (recurrent._Shared, attention_scores.SharedKeys)]
 
 
 @pytest.mark.parametrize("name", DECODERS)
