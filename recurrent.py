@@ -26,7 +26,7 @@ from torch import nn
 from torch.autograd import Function
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows: so many numbers of them oneDNN may prepare itself for; more rows are padded
+FEW = 64  # rows: oneDNN may prepare itself for each number up to this; more are padded
 
 _context = ContextVar("the shared_products that we are in", default=None)
 
@@ -47,18 +47,19 @@ class shared_products:  # noqa: N801  used like a function
 
     def linear(self, x, weight, bias):
         """:return: `F.linear` of x (..., input)"""
-        layer = id(weight), id(bias)  # tied weights are one tensor with two uses
-        if layer not in self.layers:
-            self.layers[layer] = _Shared(weight, bias, matmul_dtype(x))
-        shared = self.layers[layer]
+        shared = self.shared(weight, bias, matmul_dtype(x))
         return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
 
     def embedding(self, words, table):
         """:return: (N, embed_dim), rows of the table (vocab_size, embed_dim) for words (N,)"""
-        if id(table) not in self.layers:
-            self.layers[id(table)] = _Shared(table, None, table.dtype)
-        shared = self.layers[id(table)]
+        shared = self.shared(table, None, table.dtype)
         return _Embedding.apply(words, shared, shared.token)
+
+    def shared(self, weight, bias, dtype):
+        layer = id(weight), id(bias)  # tied weights are one tensor with two uses
+        if layer not in self.layers:
+            self.layers[layer] = _Shared(weight, bias, dtype)
+        return self.layers[layer]
 
 
 def sharing():
@@ -123,12 +124,19 @@ class _Shared:
         if self.uses == 2 and gains_from_onednn(self.weight, ordered=True):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
         if self.ordered is not None:
-            return onednn_product(padded(x), self.ordered, self.bias)[: len(x)]
-        return self.product(padded(x), self.weight, self.bias)[: len(x)]
+            return onednn_product(self.padded(x), self.ordered, self.bias)[: len(x)]
+        return self.product(self.padded(x), self.weight, self.bias)[: len(x)]
 
     def product(self, x, weight, bias=None):
         """:return: `F.linear`, done by oneDNN if the layer gains from it"""
         return onednn_product(x, weight, bias) if self.uses_onednn else F.linear(x, weight, bias)
+
+    def padded(self, x):
+        """:return: x (M, size), for `product` with rows of zeros up to a round number, unless M is small"""
+        if not self.uses_onednn or len(x) <= FEW:
+            return x
+        missing = -len(x) % (1 << len(x).bit_length() - 4)  # an eighth more at most
+        return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 class _Linear(Function):
@@ -143,12 +151,12 @@ class _Linear(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        shared, dtype = ctx.shared, ctx.shared.weight.dtype
-        gradient = gradient.to(dtype)  # (M, output)
+        shared = ctx.shared
+        gradient = gradient.to(shared.weight.dtype)  # (M, output)
         note(shared, gradient, *ctx.saved_tensors)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        of_input = shared.product(padded(gradient), shared.weight.T)[: len(gradient)]  # (M, input)
+        of_input = shared.product(shared.padded(gradient), shared.weight.T)[: len(gradient)]  # (M, input)
         return of_input.to(ctx.dtype), None, None
 
 
@@ -184,7 +192,7 @@ class _Sum(Function):
         gradients, inputs = gathered(shared)
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
-        of_weight = shared.product(padded(gradients).T, padded(inputs).T)  # (output, input)
+        of_weight = shared.product(shared.padded(gradients).T, shared.padded(inputs).T)  # (output, input)
         return None, of_weight.to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
 
 
@@ -204,14 +212,6 @@ def gathered(shared):
 def onednn_product(x, weight, bias=None):
     """:return: `F.linear` of rows x (M, input), done by oneDNN (PyTorch calls it mkldnn)"""
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-
-
-def padded(x):
-    """:return: x (M, size), in float32 on CPUs with rows of zeros up to a round number unless M is small"""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) <= FEW:
-        return x
-    missing = -len(x) % (1 << len(x).bit_length() - 4)  # an eighth more at most
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def gains_from_onednn(weight, ordered=False):
