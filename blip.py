@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import metrics
-from captioned import (
+from captioning.display.caption_tables import (
     Captioned,
     check_output,
     describe,
@@ -31,11 +30,12 @@ from captioned import (
     show,
     write_captions,
 )
+from captioning.evaluation import metrics
+from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
+from captioning.loaders import build_loader
+from captioning.storage.files import load_tensors, save_json
+from captioning.training.interruptions import FiniteCheck, Postponed
 from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
-from faults import FiniteCheck, Postponed
-from files import load_tensors, save_json
-from loaders import build_loader
-from scoring import check_splits, default_split, print_split, score_split, training_captions
 from utils import UserError, choose_device, run_script, seed_everything
 
 try:
@@ -44,8 +44,8 @@ except ImportError:
     print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
     sys.exit(2)
 
-from blip_model import IGNORED, load_blip, new_blip
-from blip_training import start_run
+from captioning.blip.fine_tuning import start_run
+from captioning.blip.transformer import IGNORED, load_blip, new_blip
 
 SHAPES = "shapes_5_cap_per_img_5_min_word_freq"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from captioned import (
+from captioning.display.caption_tables import (
     PAGES,
     Captioned,
     check_output,
@@ -25,7 +25,7 @@ from captioned import (
     show,
     write_captions,
 )
-from inference import load_captioner
+from captioning.inference.captioner import load_captioner
 from utils import UserError, choose_device, run_script
 
 

@@ -23,11 +23,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from annotations import SPECIAL_WORDS, SPLITS, read_annotations
-from figures import length_histogram, save_figure
-from files import MAX_IMAGE_SIZE, atomic_path, new_hdf5, remove_leftovers
-from photos import photo_reader
-from shapes import create_shapes
+from captioning.display.figures import length_histogram, save_figure
+from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
+from captioning.preparation.photos import photo_reader
+from captioning.preparation.shapes import create_shapes
+from captioning.storage.files import MAX_IMAGE_SIZE, atomic_path, new_hdf5, remove_leftovers
 from utils import UserError, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split

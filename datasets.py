@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from files import MAX_IMAGE_SIZE, check_file, load_json
+from captioning.storage.files import MAX_IMAGE_SIZE, check_file, load_json
 from utils import UserError
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")

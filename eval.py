@@ -8,13 +8,13 @@ are scored as one model, an ensemble. The files that it writes are listed in `ma
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration import collect, fit_temperature, measure
-from figures import reliability_diagram, save_figure
-from files import save_json
-from inference import check_photos, load_captioner, locate_data
-from loaders import build_loader
-from pointing import pointing_game
-from scoring import check_splits, default_split, print_split, score_split, training_captions
+from captioning.display.figures import reliability_diagram, save_figure
+from captioning.evaluation.calibration import collect, fit_temperature, measure
+from captioning.evaluation.pointing_game import pointing_game
+from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
+from captioning.inference.captioner import check_photos, load_captioner, locate_data
+from captioning.loaders import build_loader
+from captioning.storage.files import save_json
 from utils import UserError, choose_device, run_script
 
 

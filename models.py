@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from attention_scores import score_cells
-from encoders import resize_grid
-from recurrent import Embedding, Linear, linear, matmul_dtype, shared_products
+from captioning.networks.backbones import resize_grid
+from captioning.speed.attention_scores import score_cells
+from captioning.speed.shared_products import Embedding, Linear, linear, matmul_dtype, shared_products
 from utils import UserError
 
 __all__ = [

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import load_json
+from captioning.storage.files import load_json
 from utils import UserError, run_script
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.

@@ -14,19 +14,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import distributed
-import metrics
-from augmentation import says_left_or_right
-from checkpoints import RunFolder
+from captioning import distributed
+from captioning.display.figures import attention_figure
+from captioning.evaluation import metrics
+from captioning.inference.captioner import Captioner
+from captioning.loaders import build_loader
+from captioning.training.augmentation import says_left_or_right
+from captioning.training.interruptions import FiniteCheck, Postponed
+from captioning.training.losses import top_k_accuracy
+from captioning.training.run import check_config, start_run
+from captioning.training.run_folder import RunFolder
+from captioning.training.schedules import teacher_forcing
+from captioning.training.self_critical import SelfCritic
 from datasets import BatchOrder, CaptionDataset, open_hdf5
-from faults import FiniteCheck, Postponed
-from figures import attention_figure
-from inference import Captioner
-from loaders import build_loader
-from losses import top_k_accuracy
-from schedules import teacher_forcing
-from self_critical import SelfCritic
-from training import check_config, start_run
 from utils import Stopped, run_script, seed_everything
 
 

@@ -13,12 +13,12 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-import metrics
+from captioning.display.html_page import Caption, Photo, check_page_path, write_page
+from captioning.evaluation import metrics
+from captioning.features import read_images
+from captioning.inference.captioner import check_photos, load_captioner, locate_data, newest_checkpoint
+from captioning.storage.files import load_json
 from datasets import CaptionDataset, open_hdf5
-from feature_cache import read_images
-from files import load_json
-from inference import check_photos, load_captioner, locate_data, newest_checkpoint
-from pages import Caption, Photo, check_page_path, write_page
 from utils import UserError, choose_device, run_script
 
 

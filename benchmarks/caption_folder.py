@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere
 
 import train
-from captioners import build_decoder
-from encoders import Encoder
-from files import save_checkpoint
+from captioning.networks.backbones import Encoder
+from captioning.networks.registry import build_decoder
+from captioning.storage.files import save_checkpoint
 from utils import run_script
 
 VOCAB_SIZE, STEPS = 9490, 12

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
-from decoding import Rules, beam_search
-from encoders import Encoder
+from captioning.inference.search import Rules, beam_search
+from captioning.networks.backbones import Encoder
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 

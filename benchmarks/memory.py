@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from an
 
 import create_input_files
 import train
-from shapes import create_shapes
+from captioning.preparation.shapes import create_shapes
 from utils import UserError, run_script
 
 TINY = {"encoder": "shufflenet_v2_x0_5", "encoder_weights": "none", "encoded_image_size": 2, "embed_dim": 32,

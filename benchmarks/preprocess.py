@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.preparation.photos import DRAFT_GAP, photo_reader, read_photo
 from create_input_files import num_workers
-from photos import DRAFT_GAP, photo_reader, read_photo
 from utils import UserError, run_script
 
 

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.training.losses import CaptionLoss
 from datasets import BatchOrder, CaptionDataset
-from losses import CaptionLoss
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
-from encoders import Encoder
-from losses import CaptionLoss, top_k_accuracy
+from captioning.networks.backbones import Encoder
+from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention
 from utils import choose_device, run_script
 

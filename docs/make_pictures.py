@@ -18,7 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it is run from anywhere
 
-from drawings import (
+from captioning.display.diagrams import (
     architecture_diagram,
     attention_step_diagram,
     beam_search_tree,
@@ -27,9 +27,18 @@ from drawings import (
     drawing,
     encoder_grid_figure,
 )
-from figures import ATTENTION, LSTM, WORD, attention_figure, save_figure, show_photo, spotlight, upscale_attention
-from files import atomic_path
-from shapes import draw_scene, make_captions, make_scene
+from captioning.display.figures import (
+    ATTENTION,
+    LSTM,
+    WORD,
+    attention_figure,
+    save_figure,
+    show_photo,
+    spotlight,
+    upscale_attention,
+)
+from captioning.preparation.shapes import draw_scene, make_captions, make_scene
+from captioning.storage.files import atomic_path
 from utils import UserError, run_script
 
 GRID = 14  # cells on a side
@@ -190,7 +199,7 @@ def built_in_dataset():
 
 def result(checkpoint, scene):
     """Caption a scene of the test split with a trained model and draw where it looked."""
-    from inference import load_captioner  # here only: the other pictures need no model
+    from captioning.inference.captioner import load_captioner  # here only: the other pictures need no model
 
     captioner, content, path = load_captioner(checkpoint)
     rng = np.random.default_rng([0, 2, scene])  # seed 0, split 2: as in shapes.create_shapes

@@ -91,4 +91,4 @@ def tiny_decoder():
 @pytest.fixture
 def large_attention(monkeypatch):
     """Score a small attention's cells in training as a large one's are."""
-    monkeypatch.setattr("attention_scores.ENOUGH", 1)
+    monkeypatch.setattr("captioning.speed.attention_scores.ENOUGH", 1)

@@ -1,0 +1,147 @@
+"""
+Everything that fine-tuning BLIP changes, in one place: built from blip.py's config, saved, taken up again.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from captioning.blip.transformer import Blip
+from captioning.storage.files import save_checkpoint
+from captioning.training.schedules import Schedule
+from utils import UserError, choose_autocast
+
+
+@dataclass
+class Run:
+    """All that fine-tuning changes, and where it stands."""
+
+    config: object  # blip.py's Finetune
+    blip: Blip
+    trained: list  # of the parameters that learn
+    autocast: object  # context of the matrix products' precision
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    writer: SummaryWriter | None = None  # TensorBoard's, once the training begins
+    epoch: int = 0  # done so far
+    batch: int = 0  # of the epoch that is under way, done so far
+    step: int = 0  # of the optimizer, done so far
+    best_score: float = -1.0
+    epochs_since_best: int = 0
+    saved_time: float = field(default_factory=time.monotonic)  # in seconds, of some clock
+
+    PARTS = ("optimizer", "schedule", "scaler")
+    PROGRESS = ("epoch", "batch", "step", "best_score", "epochs_since_best")
+    # What a resumed run must share with the one that it goes on with.
+    FIXED = ("model", "data_name", "epochs", "batch_size", "captions_per_photo", "max_pieces", "accumulate",
+             "freeze_vision", "label_smoothing", "lr", "weight_decay", "warmup_share", "clip_at", "seed")  # fmt: skip
+
+    def train_mode(self):
+        """Let the model learn; a frozen vision transformer stays in eval mode."""
+        self.blip.model.train()
+        if self.config.freeze_vision:
+            self.blip.model.vision_model.eval()
+
+    def draw_captions(self, references, photos, batch):
+        """
+        Choose the captions of this batch: of each photo up to `captions_per_photo`, others in another epoch. The choice
+        depends on seed, epoch and batch alone, so that a resumed run makes the same one.
+
+        :param references: of the split, a dict a photo
+        :param photos: (B,), the photos' places in the split
+        :param batch: its place in the epoch
+        :return: N captions, each a list of words; (N,), the row of each caption's photo in the batch
+        """
+        random = np.random.default_rng((self.config.seed, self.epoch, batch))
+        captions, rows = [], []
+        for row, photo in enumerate(photos.tolist()):
+            known = references[photo]["captions"]
+            for i in random.permutation(len(known))[: self.config.captions_per_photo]:
+                captions.append(known[i])
+                rows.append(row)
+        return captions, torch.tensor(rows)
+
+    def finish_epoch(self, score):
+        """Count the epoch; :return: whether it is the best so far"""
+        best = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        self.epochs_since_best = 0 if best else self.epochs_since_best + 1
+        self.epoch, self.batch = self.epoch + 1, 0
+        return best
+
+    def is_due(self):
+        """:return: whether it is time to save within the epoch"""
+        minutes = self.config.save_minutes
+        return minutes > 0 and time.monotonic() - self.saved_time >= 60 * minutes
+
+    def save(self, folder):
+        """Write training.pth, from which the run can go on."""
+        save_checkpoint(self.state_dict(), folder / "training.pth")
+        self.saved_time = time.monotonic()
+
+    def state_dict(self):
+        """:return: all that a resumed run needs, of plain types only"""
+        return {
+            "model": self.blip.model.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in self.PARTS},
+            "config": dataclasses.asdict(self.config),
+            "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "random_state": torch.get_rng_state(),
+            "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state):
+        """
+        Go on where a run stopped, in the middle of an epoch if need be.
+
+        :raises UserError: if the state is that of another run
+        """
+        for name in self.FIXED:
+            found, expected = getattr(self.config, name), state.get("config", {}).get(name)
+            if found != expected:
+                raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
+        try:
+            self.blip.model.load_state_dict(state["model"])
+            for name in self.PARTS:
+                getattr(self, name).load_state_dict(state[name])
+            for name in self.PROGRESS:
+                setattr(self, name, state["progress"][name])
+            torch.set_rng_state(state["random_state"])
+            if len(state["gpu_random_states"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(state["gpu_random_states"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"resume: the run was another one ({reason}); repeat its options") from error
+
+
+def start_run(config, blip, total_steps):
+    """
+    Build everything that the config names, at step 0.
+
+    :param config: blip.py's Finetune
+    :param blip: the `Blip` to start from, on its device
+    :param total_steps: of the optimizer, if nothing stops the run before
+    :return: `Run`
+    """
+    model = blip.model
+    model.vision_model.requires_grad_(not config.freeze_vision)
+    if config.gradient_checkpointing:
+        kind = {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):  # what newer versions of transformers call it
+            model.activation_checkpointing_enable(kind)
+        else:
+            model.gradient_checkpointing_enable(kind)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    warmup_steps = min(round(config.warmup_share * total_steps), max(0, total_steps - 2))
+    return Run(
+        config, blip, trained, choose_autocast(config.precision, blip.device), optimizer,
+        Schedule("cosine" if total_steps - warmup_steps > 1 else "none", optimizer, total_steps,
+                 warmup_steps=warmup_steps),
+        torch.amp.GradScaler(blip.device.type, enabled=config.precision == "fp16"),
+    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""
+Features of a frozen encoder, computed once for each photo and kept in a file beside the data.
+
+A frozen encoder gives the same features for a photo in every epoch, for every one of its captions. They are kept on
+the encoder's own grid in half precision (256 KB a photo for a ResNet; about 30 GB for COCO) and read as needed. The
+file's name holds a key of the encoder's weights and the photos, so that features of another encoder are never used.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from captioning.distributed import from_first, gather_at_first, get_rank, get_world_size, is_first
+from captioning.storage.files import atomic_path, new_hdf5, remove_leftovers
+from datasets import map_rows, open_hdf5
+from utils import UserError
+
+
+@torch.no_grad()
+def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
+    """
+    Compute the features of all photos of a split, unless a file of them is already there.
+
+    :param encoder: a frozen `Encoder`, on `device`
+    :param image_file: HDF5 file of the split's images
+    :param autocast: a context manager to compute within, such as torch.autocast("cuda"); None for full precision
+    :return: path of an HDF5 file, `features` (I, height, width, native_dim) float16 in the order of the images
+    :raises UserError: if the disk is too small
+    """
+    image_file = Path(image_file)
+    with open_hdf5(image_file, "images") as file:
+        images = file["images"]
+        key = cache_key(encoder, image_file, images, autocast)
+        name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
+        path = image_file.with_name(f"{name}_{encoder.name}_{key}.hdf5")
+        if from_first(is_whole(path, len(images), encoder.native_dim, key)):
+            print(f"Using the cached features of {path}")
+            return path
+        if path.exists() or path.is_symlink():
+            print(f"{path}: is damaged; the features are computed again")
+
+        shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
+        size = 2 * torch.Size(shape).numel()  # bytes
+        if is_first():
+            remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
+        free = shutil.disk_usage(path.parent).free
+        print(f"Caching the features of {len(images)} photos: {size / 1e9:.2f} GB in {path}")
+        if size > 0.98 * free:
+            raise UserError(
+                f"{path.parent}: {free / 1e9:.2f} GB are free, the feature cache needs {size / 1e9:.2f} GB; make room, "
+                "or go without it: --no_cache_features"
+            )
+        batches = compute_features(encoder, images, device, batch_size, autocast)
+        if is_first():
+            write_features(path, key, shape, batches)
+        else:
+            list(batches)  # empty: the first process gets them all
+        from_first("the file is there")
+    return path
+
+
+def compute_features(encoder, images, device, batch_size, autocast):
+    """
+    Compute the features of all photos; several processes share them out, and the first gets them all.
+
+    :return: yields arrays (n, height, width, native_dim) float16 in the order of the images, in the first process only
+    """
+    first, step = get_rank() * batch_size, get_world_size() * batch_size
+    for start in range(first, first + len(images), step):  # as many rounds in every process
+        batch = torch.from_numpy(read_images(images, start, start + batch_size)).to(device)
+        with autocast or torch.no_grad():
+            features = encoder.grid(batch).cpu().numpy() if len(batch) else None  # in the last round, some have none
+        yield from filter(lambda part: part is not None, gather_at_first(features) or ())
+
+
+def write_features(path, key, shape, batches):
+    """Write the features as they come, atomically."""
+    with atomic_path(path) as temporary, new_hdf5(temporary) as out:
+        features = out.create_dataset("features", shape, dtype="float16")
+        out.attrs["key"] = key
+        done = 0
+        with tqdm(total=len(features), unit="photo", desc="features", disable=None) as bar:
+            for batch in batches:
+                features[done : done + len(batch)] = batch
+                done += len(batch)
+                bar.update(len(batch))
+
+
+def cache_key(encoder, image_file, images, autocast):
+    """:return: 12 hexadecimal digits that change with the encoder's weights, the images, or the precision"""
+    precision = getattr(autocast, "fast_dtype", None)
+    if next(encoder.parameters()).is_cuda and torch.backends.cudnn.allow_tf32:
+        precision = f"{precision} TF32"
+    digest = hashlib.sha256(f"{encoder.name} {precision}".encode())
+    for name, tensor in encoder.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    status = image_file.stat()
+    digest.update(f"{images.shape} {status.st_size} {status.st_mtime_ns}".encode())
+    for i in range(0, len(images), 1 + len(images) // 64):  # a sample: all of COCO would take minutes to read
+        digest.update(read_images(images, i, i + 1))
+    return digest.hexdigest()[:12]
+
+
+def read_images(images, start, end):
+    """:return: some rows of an HDF5 dataset"""
+    try:
+        return images[start:end]
+    except OSError as error:
+        raise UserError(
+            f"{images.file.filename}: photo {start} cannot be read ({error}); make the file again"
+        ) from error
+
+
+def is_whole(path, num_photos, native_dim, key):
+    """:return: whether the file can be read and has the features that its name tells of, of each photo"""
+    try:
+        with open_hdf5(path, "features") as file:
+            features = file["features"]
+            fits = len(features) == num_photos and features.shape[3] == native_dim and features.dtype == "float16"
+            return fits and file.attrs["key"] == key
+    except Exception:  # missing, or damaged in one of many ways: it is computed again
+        return False
+
+
+def load_on_gpu(path, device):
+    """
+    :param path: of `cache_features`
+    :return: all features (I, height, width, native_dim) on the GPU, if `device` is one and half of its free memory
+        holds them; else None, and they are read from the file as needed
+    """
+    if device.type != "cuda":
+        return None
+    rows = map_rows(path, "features")
+    free, _ = torch.cuda.mem_get_info(device)
+    if rows.size * rows.itemsize > free / 2:
+        return None
+    features = torch.empty(rows.shape, dtype=torch.float16, device=device)
+    for i in range(0, len(rows), 1024):
+        features[i : i + 1024] = torch.from_numpy(rows[i : i + 1024]).to(device)
+    print(f"The features are on the GPU: {rows.size * rows.itemsize / 1e9:.2f} GB")
+    return features

@@ -1,0 +1,158 @@
+"""
+Additive attention's scores on CPUs, with less to carry to and from memory.
+
+The network that scores a cell (paper, equation 4) makes attention_dim numbers of each cell, at every timestep: with 32
+captions, 196 cells and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there makes
+the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits for
+its memory. Here
+
+- the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache;
+- none of them is kept for backward, which asks only where keys + query was positive: keys and query still say that;
+- the gradient of the keys is added up in one place, over all timesteps, as recurrent.py does for the weights.
+
+`score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more, in parts
+where no gradient is wanted.
+"""
+
+import torch
+from torch.autograd import Function
+
+from captioning.speed.shared_products import Linear, sharing
+
+ENOUGH = 5_000  # numbers that attention makes of a caption's cells, from which on sharing gains
+PART = 3_300_000  # bytes to work on at a time: about what the cores' caches hold
+
+
+def score_cells(keys, query, layer, nonlinearity):
+    """
+    :param keys: (N, P, attention_dim), each cell's part, which does not change over time
+    :param query: (N, attention_dim), the decoder's part
+    :param layer: linear, attention_dim -> 1
+    :param nonlinearity: `torch.relu_` or `torch.tanh_`: in place, which halves the memory
+    :return: (N, P)
+    """
+    context = sharing()
+    if context is not None and gains_from_sharing(keys, layer, nonlinearity):
+        return shared_keys(context, keys, layer).scores(query, layer)
+    if keys.device.type == "cpu" and not torch.is_grad_enabled():
+        step = captions_at_a_time(keys)
+        parts = zip(keys.split(step), query.split(step), strict=True)
+        return torch.cat([plain_scores(*part, layer, nonlinearity) for part in parts])
+    return plain_scores(keys, query, layer, nonlinearity)
+
+
+def plain_scores(keys, query, layer, nonlinearity):
+    """:return: (N, P), what `score_cells` gives, by its formula"""
+    return layer(nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
+
+
+def captions_at_a_time(keys):
+    """:return: how many captions' keys (N, P, attention_dim) fit into a part, at least 1"""
+    return max(1, PART // (keys.shape[1:].numel() * keys.element_size()))
+
+
+def gains_from_sharing(keys, layer, nonlinearity):
+    """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh's slope takes more than a sign.)"""
+    fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is Linear
+    return fits and keys.shape[1:].numel() >= ENOUGH
+
+
+def shared_keys(context, keys, layer):
+    """:return: the context's `SharedKeys` of a tensor that begins where these do: they are its first rows"""
+    use = keys.data_ptr(), keys.shape[1:], id(layer.weight)
+    if use not in context.layers or len(keys) > len(context.layers[use].keys):
+        context.layers[use] = SharedKeys(keys, layer)
+    return context.layers[use]
+
+
+class SharedKeys:
+    """The keys of a batch for all timesteps; of these each uses the first rows, those of the captions still running."""
+
+    def __init__(self, keys, layer):
+        self.named_by = keys, layer.weight  # kept alive, so that no other tensor gets their place in memory
+        self.keys = keys.detach()  # (N, P, attention_dim)
+        self.weight = layer.weight.detach().flatten().to(keys.dtype)  # (attention_dim,)
+        self.size = captions_at_a_time(keys)
+        self.room = torch.empty_like(self.keys[: self.size])  # to work in
+        self.backward_pass, self.of_keys, self.of_weight = None, None, None  # the gradients under way
+        self.token = _Sum.apply(self, keys, layer.weight)
+
+    def scores(self, query, layer):
+        """:return: (n, P) of the first n captions, query (n, attention_dim)"""
+        return _Scores.apply(query.to(self.keys.dtype), self, self.token) + layer.bias
+
+    def parts(self, n):
+        """:return: list of slices of the first n captions, each with room (captions, P, attention_dim) to work in"""
+        slices = [slice(i, min(i + self.size, n)) for i in range(0, n, self.size)]
+        return [(part, self.room[: part.stop - part.start]) for part in slices]
+
+    def begin(self, backward_pass):
+        """Make room for the gradients of this backward pass, if it is a new one."""
+        if self.backward_pass != backward_pass:
+            self.backward_pass = backward_pass
+            keys, weight = self.named_by
+            self.of_keys = torch.zeros_like(keys)  # (N, P, attention_dim)
+            self.of_weight = torch.zeros_like(weight)  # (1, attention_dim), in its own precision
+
+    def end(self):
+        """:return: the gradients of this backward pass, of which nothing is kept"""
+        of_keys, of_weight = self.of_keys, self.of_weight
+        self.backward_pass, self.of_keys, self.of_weight = None, None, None
+        return of_keys, of_weight
+
+
+class _Scores(Function):
+    """
+    weight * relu(keys + query), summed over attention_dim, of one timestep.
+
+    With g the gradient of a score and slope the ReLU's, 0 or 1, the gradients are sums of g * slope: times the weight,
+    over timesteps for a key and over cells for a query. The weight's is the sum of g * slope * (keys + query): of the
+    other two, before they are multiplied by the weight, times key and query. So it needs no sum of its own.
+    """
+
+    @staticmethod
+    def forward(ctx, query, shared, token):
+        ctx.shared = shared
+        ctx.save_for_backward(query)
+        scores = query.new_empty(len(query), shared.keys.shape[1])  # (n, P)
+        for part, room in shared.parts(len(query)):
+            hidden = torch.add(shared.keys[part], query[part].unsqueeze(1), out=room)
+            if hidden.element_size() == 2:  # half precision
+                # relu_, but five times as fast: read as int16, the bits of a negative number are a negative number too.
+                # (A NaN may become 0; its gradient is NaN all the same.)
+                hidden.view(torch.int16).clamp_min_(0)
+                scores[part] = hidden @ shared.weight
+            else:  # each core goes on with what it has just written
+                scores[part] = hidden.relu_().mul_(shared.weight).sum(dim=2)
+        return scores
+
+    @staticmethod
+    def backward(ctx, gradient):
+        shared, (query,) = ctx.shared, ctx.saved_tensors
+        shared.begin(torch._C._current_graph_task_id())
+        of_query = torch.empty_like(query)  # (n, attention_dim), but for the weight
+        for part, room in shared.parts(len(query)):
+            slope = torch.gt(shared.keys[part], -query[part].unsqueeze(1), out=room)  # is keys + query positive: 0 or 1
+            g = gradient[part].unsqueeze(1)  # (captions, 1, P)
+            of_query[part] = (g @ slope).squeeze(1)
+            shared.of_keys[part].addcmul_(slope, g.transpose(1, 2))
+        shared.of_weight += (query * of_query).sum(dim=0)
+        return of_query * shared.weight, None, None
+
+
+class _Sum(Function):
+    """The gradients of keys and weight. Every timestep depends on its token: backward comes here after all of them."""
+
+    @staticmethod
+    def forward(ctx, shared, keys, weight):
+        ctx.shared = shared
+        return torch.zeros((), device=keys.device)
+
+    @staticmethod
+    def backward(ctx, _):
+        shared = ctx.shared
+        of_keys, of_weight = shared.end()  # of_keys is to be multiplied by the weight
+        for part, room in shared.parts(len(of_keys)):
+            of_weight += torch.mul(shared.keys[part], of_keys[part], out=room).sum(dim=(0, 1))
+            of_keys[part].mul_(shared.weight)
+        return None, of_keys, of_weight

@@ -1,0 +1,25 @@
+"""A small random model, saved as train.py saves one."""
+
+import torch
+from conftest import WORD_MAP
+
+from captioning.networks.backbones import Encoder
+from captioning.networks.registry import build_decoder
+
+
+def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None):
+    """Write the checkpoint of a model with random weights, or with those of `backbone`."""
+    config = {
+        "encoder": "shufflenet_v2_x0_5", "encoded_image_size": 2, "encoder_dim": 6, "decoder": "soft", "embed_dim": 8,
+        "decoder_dim": 8, "attention_dim": 8,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    encoder, decoder = Encoder(config["encoder"], "none", 2, 6), build_decoder(config, len(word_map), 6)
+    if backbone:
+        encoder.backbone.load_state_dict(backbone.state_dict())
+    checkpoint = {
+        "config": config, "word_map": word_map, "image_size": image_size, "encoder": encoder.state_dict(),
+        "decoder": decoder.state_dict(), "progress": {"epoch": 1},
+    }  # fmt: skip
+    torch.save(checkpoint, path)
+    return encoder

@@ -1,0 +1,32 @@
+"""The benchmarks run, on sizes that measure nothing, and end in lines of JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "script, options",
+    [
+        ("preprocess.py", ["--photos", "2", "2", "--repeats", "1"]),
+        ("scaling.py", ["--photos", "20", "40"]),
+        ("memory.py", ["--steps", "4", "--epochs", "2"]),
+        ("train_step.py", ["--encoder", "resnet18", "--batch_size", "5", "--repeats", "1"]),
+        ("evaluate.py", ["--encoder", "resnet18", "--photos", "2", "--plain_photos", "1", "--captions_per_image", "1"]),
+        ("caption_folder.py", ["--encoder", "resnet18", "--photos", "1", "2", "--plain_photos", "1"]),
+    ],
+)
+def test_a_benchmark_compares_with_the_plain_version_and_reports_json(script, options):
+    command = [sys.executable, ROOT / "benchmarks" / script, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [json.loads(line) for line in result.stdout.split("\n") if line.startswith("{")]
+    assert len(rows) >= 2
+    for row in rows:
+        assert set(row) == {"benchmark", "case", "unit", "plain", "ours", "ratio", "limit_fraction"}
+        assert row["ratio"] == pytest.approx(row["ours"] / row["plain"], rel=0.01, abs=0.006)

@@ -1,0 +1,158 @@
+"""eval.py's files and numbers, with two small random models on random photos; METEOR's Java is left out."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import WORD_MAP
+from saved_model import save_model
+
+from captioning.evaluation import metrics
+from captioning.evaluation.calibration import collect, measure
+from captioning.inference.captioner import load_captioner
+from captioning.loaders import build_loader
+from eval import Config, main
+from utils import UserError
+
+
+@pytest.fixture(autouse=True)
+def meteor_starts(monkeypatch):
+    """A stand-in for METEOR, and a list that is one longer for each time it was started."""
+    starts = []
+
+    def shared_words(truth, guess):
+        starts.append(len(guess))
+        each = [len(set(guess[i][0].split()) & set(" ".join(truth[i]).split())) / 10 for i in truth]
+        return max(each), each
+
+    monkeypatch.setattr(metrics, "meteor_scores", shared_words)
+    return starts
+
+
+@pytest.fixture
+def options(make_files, tmp_path):
+    """Options to evaluate on 3 test photos, with TRAIN and VAL files beside them; models are in a.pth and b.pth."""
+    for split in ("TRAIN", "VAL", "TEST"):
+        made = make_files(split, photos=3, side=64, seed=len(split))
+    save_model(tmp_path / "a.pth", 1)
+    save_model(tmp_path / "b.pth", 2)
+    return {
+        "checkpoint": (str(tmp_path / "a.pth"),), "data_folder": str(made.folder), "data_name": made.name,
+        "output_folder": str(tmp_path / "out"), "beam_sizes": (1, 2), "max_length": 5, "device": "cpu",
+    }  # fmt: skip
+
+
+def load(options, name):
+    return json.loads((Path(options["output_folder"]) / name).read_text())
+
+
+def test_totals_and_each_photos_scores_are_those_of_metrics_and_meteor_starts_once(meteor_starts):
+    references = [[["a", "red", "cat", "sat"], ["a", "cat"]], [["the", "dog", "ran"]], [["two", "dogs"]]]
+    hypotheses = [["a", "red", "cat", "ran"], ["the", "dog", "ran"], []]
+    total, each = metrics.all_scores(references, hypotheses)
+    assert meteor_starts == [3]
+    assert total == metrics.score(references, hypotheses) and list(total) == list(metrics.ALL)
+    assert each == metrics.per_photo_scores(references, hypotheses)
+
+
+def test_every_photo_has_a_row_with_its_caption_and_the_last_beam_sizes_scores(options, meteor_starts):
+    main(Config(**options))
+    assert meteor_starts == [3, 3]  # once a beam size
+    results = load(options, "captions_TEST_beam2_results.json")
+    with (Path(options["output_folder"]) / "scores_TEST_beam2.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "caption", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+    assert [row["image"] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [row["caption"] for row in rows] == [result["caption"] for result in results]
+    mean = sum(float(row["ROUGE-L"]) for row in rows) / 3
+    assert mean == pytest.approx(load(options, "scores.json")["TEST"]["2"]["ROUGE-L"], abs=1e-4)
+
+
+def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
+    main(Config(**options))
+    assert set(load(options, "scores.json")["TEST"]["1"]) == set(metrics.ALL)
+    found = load(options, "statistics.json")
+    assert set(found) == {"TEST"} and set(found["TEST"]["captions"]) == {"1", "2"}
+    captioner, _, _ = load_captioner(options["checkpoint"])
+    loader, _ = build_loader(options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device)
+    assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
+    hypotheses, _ = captioner.caption_split(loader, 2, 5)
+    known = [caption for i in range(3) for caption in (["a", "cat", str(i)], ["one", "more"])]
+    assert found["TEST"]["captions"]["2"] == pytest.approx(metrics.caption_statistics(hypotheses, known))
+
+    (Path(options["data_folder"]) / f"TRAIN_REFERENCES_{options['data_name']}.json").unlink()
+    main(Config(**options))
+    assert "in_training_set" not in load(options, "statistics.json")["TEST"]["captions"]["2"]
+
+
+def test_decoding_options_reach_the_captions(options):
+    main(Config(**options | {"min_length": 3, "no_repeat_ngram": 1, "no_unk": True, "split": ("val",)}))
+    for result in load(options, "captions_VAL_beam2_results.json"):
+        words = result["caption"].split()
+        assert 3 <= len(words) == len(set(words)) and "<unk>" not in words
+
+
+def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):
+    main(Config(**options | {"calibrate": True, "beam_sizes": (1,)}))
+    found = load(options, "statistics.json")["calibration"]
+    assert list(found) == ["temperature", "VAL", "TEST"]
+    assert found["VAL"]["after"]["loss"] < found["VAL"]["before"]["loss"]
+    captioner, _, _ = load_captioner(options["checkpoint"])
+    loader, _ = build_loader(options["data_folder"], options["data_name"], "VAL", captioner.encoder, captioner.device)
+    expected = measure(captioner.decoder.scores, *collect(captioner, loader), found["temperature"])
+    assert found["VAL"]["after"]["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    for name in ("VAL_before", "VAL_after", "TEST_before", "TEST_after"):
+        path = Path(options["output_folder"]) / f"calibration_{name}.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_checkpoints_are_scored_as_one_ensemble(options, tmp_path, capsys):
+    paths = (str(tmp_path / "a.pth"), str(tmp_path / "b.pth"))
+    main(Config(**options | {"checkpoint": paths, "calibrate": True, "output_folder": None}))
+    assert "ensemble of " in capsys.readouterr().out
+    captioner, _, _ = load_captioner(paths)
+    loader, _ = build_loader(
+        options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device, cached=False
+    )
+    found = json.loads((tmp_path / "statistics.json").read_text())  # beside the first checkpoint
+    assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-4)
+    assert found["calibration"]["temperature"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong, expected",
+    [
+        ({"beam_sizes": (0,)}, "beam_sizes"),
+        ({"split": ("dev",)}, "split: 'dev'"),
+        ({"max_length": 0}, "max_length"),
+        ({"min_length": 9}, "min_length: 9"),
+        ({"reward": 1.0}, "reward: 1.0"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"normalisation": "best"}, "normalisation: 'best'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(options, wrong, expected):
+    with pytest.raises(UserError, match=expected):
+        main(Config(**options | wrong))
+    assert not (Path(options["output_folder"]) / "scores.json").exists()
+
+
+def test_photos_of_another_size_than_the_models_are_refused(options, make_files, tmp_path):
+    (tmp_path / "small").mkdir()
+    make_files("TEST", photos=3, side=32, folder=tmp_path / "small")
+    with pytest.raises(UserError, match="TEST_IMAGES_tiny.hdf5: photos of 32 px found, 64 px expected by the model"):
+        main(Config(**options | {"data_folder": str(tmp_path / "small")}))
+
+
+def test_perplexity_on_data_of_other_ids_is_that_of_the_models_own(options, make_files, tmp_path):
+    main(Config(**options))
+    expected = load(options, "statistics.json")["TEST"]["perplexity"]
+    made = make_files("TEST", photos=3, side=64, seed=len("TEST"))
+    last = len(WORD_MAP) - 1
+    turned = {"word_map": {word: last - i for word, i in WORD_MAP.items()},
+              "captions": [[last - i for i in row] for row in made.captions]}  # fmt: skip
+    (tmp_path / "turned").mkdir()
+    make_files("TEST", photos=3, side=64, seed=len("TEST"), folder=tmp_path / "turned", **turned)
+    main(Config(**options | {"data_folder": str(tmp_path / "turned")}))
+    assert load(options, "statistics.json")["TEST"]["perplexity"] == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,394 @@
+"""Searches find what going through every sequence finds, for many photos at once, and keep their rules."""
+
+import math
+
+import pytest
+import torch
+
+from captioning.inference.search import Rules, beam_search, greedy, sample
+from models import DecoderWithAttention, DecoderWithHardAttention
+
+VOCAB, START, END = 5, 0, 4
+
+
+class ToyDecoder:
+    """
+    A decoder whose scores are random, but fixed for each photo and all words before.
+
+    The history is a whole number that each word changes, so batched and single searches see the very same scores.
+    """
+
+    constant = 1
+    rows = 10007
+
+    def __init__(self, seed=0, spread=2.0, end_bias=0.0, alphas=True, vocab_size=VOCAB):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = spread * torch.randn(self.rows, vocab_size, generator=generator)
+        self.table[:, END] += end_bias
+        self.looks = torch.rand(self.rows, 6, generator=generator).softmax(dim=1) if alphas else None
+
+    def init_state(self, photos):
+        return photos, 7 * photos  # (N,), (N,)
+
+    def step(self, words, state):
+        photos, history = state
+        history = (history * 31 + words * 17 + photos + 3) % self.rows
+        return history, None if self.looks is None else self.looks[history], (photos, history)
+
+    def scores(self, history):
+        return self.table[history].clone()
+
+
+@pytest.fixture(params=["toy", "soft attention", "hard attention"])
+def searched(request, tiny_decoder):
+    """:return: a decoder, and features of six photos"""
+    if request.param == "toy":
+        return ToyDecoder(), torch.arange(6)
+    cls = DecoderWithAttention if request.param == "soft attention" else DecoderWithHardAttention
+    decoder = tiny_decoder(cls, vocab_size=VOCAB, layers=2, deep_output=True, spread=1.0).eval()
+    return decoder, torch.randn(6, 2, 2, 6, generator=torch.Generator().manual_seed(0))
+
+
+def rules(**options):
+    return Rules(**{"start": START, "end": END, "max_length": 4} | options)
+
+
+@torch.no_grad()
+def rescored(decoder, photo, ids, temperature=1.0):
+    """Run ids through the decoder one by one. :return: their log-probabilities (T,), alphas (T, P) or None"""
+    state, word = decoder.init_state(photo), torch.tensor([START])
+    log_probs, alphas = [], []
+    for index in ids:
+        output, alpha, state = decoder.step(word, state)
+        log_probs.append((decoder.scores(output)[0] / temperature).log_softmax(dim=0)[index].item())
+        alphas.append(alpha)
+        word = torch.tensor([index])
+    return log_probs, None if alphas[0] is None else torch.cat(alphas)
+
+
+@torch.no_grad()
+def every_sequence(decoder, photo, r):
+    """:return: list of (words, log-probability, whether it ended) of all captions of one photo that the rules allow"""
+    found = []
+
+    def allowed(written, index):
+        if index in r.forbidden or (index == r.end and len(written) < r.min_length):
+            return False
+        longer, n = [*written, index], r.no_repeat_ngram
+        ngrams = [tuple(longer[i : i + n]) for i in range(len(longer) - n + 1)] if n else []
+        return len(set(ngrams)) == len(ngrams)
+
+    def go_on(written, total, state):
+        output, _, state = decoder.step(torch.tensor([written[-1] if written else START]), state)
+        log_probs = (decoder.scores(output)[0] / r.temperature).log_softmax(dim=0).tolist()
+        for index, log_prob in enumerate(log_probs):
+            if not allowed(written, index):
+                continue
+            if index == r.end:
+                found.append((written, total + log_prob, True))
+            elif len(written) + 1 == r.max_length:
+                found.append(([*written, index], total + log_prob, False))
+            else:
+                go_on([*written, index], total + log_prob, state)
+
+    go_on([], 0.0, decoder.init_state(photo))
+    return found
+
+
+def ranked(sequences, normalisation="none", reward=0.0):
+    """Best first: what ended before what did not, then by score; <end> counts as a word."""
+
+    def score(sequence):
+        words, log_prob, ended = sequence
+        length = len(words) + ended
+        return {"none": log_prob, "length": log_prob / length, "reward": log_prob + reward * length}[normalisation]
+
+    return [(*sequence, score(sequence)) for sequence in sorted(sequences, key=lambda one: (not one[2], -score(one)))]
+
+
+RULES = {
+    "none": {},
+    "min_length": {"min_length": 2},
+    "forbidden": {"forbidden": (START, 2)},
+    "no word twice": {"no_repeat_ngram": 1},
+    "no pair twice": {"no_repeat_ngram": 2, "max_length": 5, "forbidden": (START, 1)},
+    "sharper": {"temperature": 0.4},
+    "flatter": {"temperature": 3.0},
+    "all": {"min_length": 1, "forbidden": (START,), "no_repeat_ngram": 1, "temperature": 2.0},
+}
+
+
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("normalisation", ["none", "length", "reward"])
+def test_a_wide_beam_finds_what_going_through_every_sequence_finds(searched, options, normalisation):
+    decoder, photos = searched
+    photos, r = photos[:2], rules(**options)
+    for n_best in (1, 5):
+        found = beam_search(decoder, photos, r, 400, normalisation, reward=0.7, n_best=n_best)
+        for i in range(len(photos)):
+            expected = ranked(every_sequence(decoder, photos[i : i + 1], r), normalisation, 0.7)[:n_best]
+            assert [h.words for h in found[i]] == [words for words, *_ in expected]
+            assert [h.ended for h in found[i]] == [ended for _, _, ended, _ in expected]
+            assert [h.log_prob for h in found[i]] == pytest.approx([e[1] for e in expected], abs=1e-4)
+            assert [h.score for h in found[i]] == pytest.approx([e[3] for e in expected], abs=1e-4)
+
+
+@torch.no_grad()
+def plain_beam_search(decoder, photo, beam_size, r):
+    """One photo, in lists: the best `beam_size` beginnings at each step; one that ends gives up its place."""
+    beams, done = [([], 0.0, decoder.init_state(photo))], []
+    for t in range(r.max_length):
+        candidates = []
+        for written, total, state in beams:
+            output, _, new_state = decoder.step(torch.tensor([written[-1] if written else START]), state)
+            for index, log_prob in enumerate(decoder.scores(output)[0].log_softmax(dim=0).tolist()):
+                candidates.append(([*written, index], total + log_prob, new_state))
+        candidates.sort(key=lambda candidate: -candidate[1])
+        beams = []
+        for written, total, state in candidates[: beam_size - len(done)]:
+            if written[-1] == r.end:
+                done.append((written[:-1], total, True))
+            elif t + 1 < r.max_length:
+                beams.append((written, total, state))
+            else:
+                done.append((written, total, False))
+    return ranked(done)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("max_length", [3, 9])
+def test_a_narrow_beam_keeps_the_same_beginnings_as_a_plain_one(searched, beam_size, max_length):
+    decoder, photos = searched
+    r = rules(max_length=max_length)
+    every = beam_search(decoder, photos, r, beam_size, n_best=beam_size)
+    best = beam_search(decoder, photos, r, beam_size)  # may stop earlier
+    for i in range(len(photos)):
+        expected = plain_beam_search(decoder, photos[i : i + 1], beam_size, r)
+        assert [(h.words, h.ended) for h in every[i]] == [(words, ended) for words, _, ended, _ in expected]
+        assert [h.log_prob for h in every[i]] == pytest.approx([e[1] for e in expected], abs=1e-4)
+        assert best[i][0].words == expected[0][0]
+        assert len(best[i]) == 1
+
+
+def test_a_beam_of_one_equals_greedy_choice(searched):
+    decoder, photos = searched
+    r = rules(max_length=12)
+    for one, other in zip(beam_search(decoder, photos, r, 1), greedy(decoder, photos, r), strict=True):
+        assert one[0].words == other.words
+        assert one[0].ended == other.ended
+        assert one[0].log_prob == pytest.approx(other.log_prob, abs=1e-4)
+
+
+def test_greedy_choice_takes_the_likeliest_word_each_time(searched):
+    decoder, photos = searched
+    for i, found in enumerate(greedy(decoder, photos, rules(max_length=6))):
+        words = [*found.words, END] if found.ended else found.words
+        for t, index in enumerate(words):
+            others = [rescored(decoder, photos[i : i + 1], [*words[:t], k])[0][-1] for k in range(VOCAB)]
+            assert index == max(range(VOCAB), key=others.__getitem__)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "length", "reward"])
+def test_a_batch_is_searched_like_one_photo_at_a_time(searched, normalisation):
+    decoder, photos = searched
+    options = {"beam_size": 3, "normalisation": normalisation, "reward": 0.3, "n_best": 3, "keep_alphas": True}
+    together = beam_search(decoder, photos, rules(max_length=9), **options)
+    for i in range(len(photos)):
+        (alone,) = beam_search(decoder, photos[i : i + 1], rules(max_length=9), **options)
+        assert [h.words for h in together[i]] == [h.words for h in alone]
+        for one, other in zip(together[i], alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            torch.testing.assert_close(one.alphas, other.alphas, rtol=1e-4, atol=1e-5)
+
+
+def test_photos_that_end_at_different_times_keep_their_own_captions():
+    decoder, photos = ToyDecoder(seed=3, spread=3.0), torch.arange(40)
+    found = beam_search(decoder, photos, rules(max_length=15), 4)
+    assert len({len(best.words) for best, *_ in found}) > 3
+    for photo, (best, *_) in zip(photos, found, strict=True):
+        assert best.words == plain_beam_search(decoder, photo.view(1), 4, rules(max_length=15))[0][0]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_beam_that_never_ends_gives_its_best_unfinished_caption(beam_size):
+    decoder, photos = ToyDecoder(end_bias=-1000.0), torch.arange(3)
+    for photo, found in zip(photos, beam_search(decoder, photos, rules(), beam_size), strict=True):
+        expected = plain_beam_search(decoder, photo.view(1), beam_size, rules())[0]
+        assert not found[0].ended
+        assert found[0].words == expected[0] and len(found[0].words) == 4
+        assert found[0].log_prob == pytest.approx(expected[1], abs=1e-4)
+
+
+def test_a_caption_that_ended_goes_before_a_likelier_one_that_was_cut_off():
+    decoder = ToyDecoder(spread=0.1, end_bias=-3.0)  # ending is never the likeliest word
+    (found,) = beam_search(decoder, torch.arange(1), rules(max_length=3), 200, n_best=200)
+    ended = [h.ended for h in found]
+    assert ended == sorted(ended, reverse=True) and True in ended and False in ended
+    assert min(h.log_prob for h in found if h.ended) < max(h.log_prob for h in found if not h.ended)
+
+
+def test_a_beam_that_the_rules_leave_no_word_gives_its_best_unfinished_caption():
+    # Three words may be written, each once, and the caption must have four.
+    r = rules(max_length=8, min_length=4, no_repeat_ngram=1, forbidden=(START,))
+    (found,) = beam_search(ToyDecoder(), torch.arange(1), r, 3)
+    assert sorted(found[0].words) == [1, 2, 3] and not found[0].ended
+
+
+@pytest.mark.parametrize("top_k", [0, 1])
+def test_a_sample_that_the_rules_leave_no_word_stops_there(top_k):
+    r = rules(max_length=8, min_length=4, no_repeat_ngram=1, forbidden=(START,))
+    (found,) = sample(ToyDecoder(), torch.arange(1), r, top_k=top_k)
+    assert sorted(found.words) == [1, 2, 3] and not found.ended
+    assert math.isfinite(found.log_prob)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "length", "reward"])
+def test_n_best_are_sorted_and_their_log_probabilities_are_those_of_their_words(searched, normalisation):
+    decoder, photos = searched
+    found = beam_search(decoder, photos, rules(max_length=6), 5, normalisation, 0.4, n_best=4)
+    for i, hypotheses in enumerate(found):
+        assert 1 <= len(hypotheses) <= 4
+        assert len({tuple(h.words) for h in hypotheses}) == len(hypotheses)
+        for h in hypotheses:
+            words = [*h.words, END] if h.ended else h.words
+            log_prob = sum(rescored(decoder, photos[i : i + 1], words)[0])
+            assert h.log_prob == pytest.approx(log_prob, abs=1e-4)
+            score = {"none": log_prob, "length": log_prob / len(words), "reward": log_prob + 0.4 * len(words)}
+            assert h.score == pytest.approx(score[normalisation], abs=1e-4)
+        scores = [h.score for h in hypotheses if h.ended]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_a_reward_for_each_word_makes_captions_longer():
+    decoder, photos = ToyDecoder(end_bias=2.0), torch.arange(30)
+
+    def mean_length(**options):
+        found = beam_search(decoder, photos, rules(max_length=20), 8, **options)
+        return sum(len(best.words) for best, *_ in found) / len(photos)
+
+    assert mean_length() < mean_length(normalisation="reward", reward=1.0)
+    assert mean_length() < mean_length(normalisation="length")
+
+
+@pytest.mark.parametrize("search", ["beam", "sample", "greedy"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_alphas_are_those_of_running_the_words_again(tiny_decoder, search, layers):
+    decoder = tiny_decoder(vocab_size=VOCAB, layers=layers, spread=1.0).eval()
+    photos, r = torch.randn(5, 2, 2, 6, generator=torch.Generator().manual_seed(1)), rules(max_length=8)
+    if search == "beam":
+        found = beam_search(decoder, photos, r, 4, n_best=4, keep_alphas=True)
+    elif search == "sample":
+        found = [[h] for h in sample(decoder, photos, r, generator=seeded(0), keep_alphas=True)]
+    else:
+        found = [[h] for h in greedy(decoder, photos, r, keep_alphas=True)]
+    for i, hypotheses in enumerate(found):
+        for h in hypotheses:
+            words = [*h.words, END] if h.ended else h.words
+            _, alphas = rescored(decoder, photos[i : i + 1], words)
+            assert h.alphas.shape == (len(words), 9)
+            torch.testing.assert_close(h.alphas, alphas, rtol=1e-4, atol=1e-5)
+
+
+def test_alphas_are_left_out_where_nobody_asks_or_there_are_none():
+    photos = torch.arange(2)
+    for decoder, keep in ((ToyDecoder(), False), (ToyDecoder(alphas=False), True)):
+        assert all(best.alphas is None for best, *_ in beam_search(decoder, photos, rules(), 2, keep_alphas=keep))
+        assert all(h.alphas is None for h in greedy(decoder, photos, rules(), keep_alphas=keep))
+
+
+@pytest.mark.parametrize("options", [{"min_length": 3}, {"forbidden": (START, 2)}, {"no_repeat_ngram": 2}])
+def test_samples_and_greedy_choice_keep_the_rules(options):
+    decoder, photos, r = ToyDecoder(end_bias=1.0), torch.arange(200), rules(max_length=10, **options)
+    for h in sample(decoder, photos, r, generator=seeded(0)) + greedy(decoder, photos, r):
+        assert len(h.words) <= 10 and END not in h.words
+        if h.ended:
+            assert len(h.words) >= options.get("min_length", 0)
+        assert not set(h.words) & set(options.get("forbidden", ()))
+        if "no_repeat_ngram" in options:
+            pairs = list(zip(h.words, h.words[1:]))  # noqa: B905  one is shorter
+            assert len(set(pairs)) == len(pairs)
+
+
+def test_the_longest_caption_is_max_length_steps():
+    photos = torch.arange(50)
+    for h in sample(ToyDecoder(end_bias=-1.0), photos, rules(max_length=5), generator=seeded(0)):
+        assert len(h.words) + h.ended <= 5
+        assert h.ended or len(h.words) == 5
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_seed_repeats_its_samples_and_leaves_the_global_generator_alone():
+    decoder, photos = ToyDecoder(), torch.arange(20)
+    before = torch.get_rng_state()
+    one, again, other = (
+        [h.words for h in sample(decoder, photos, rules(max_length=8), generator=seeded(seed))] for seed in (1, 1, 2)
+    )
+    assert one == again != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_log_probability_of_a_sample_is_that_of_its_words(searched):
+    decoder, photos = searched
+    for i, h in enumerate(sample(decoder, photos, rules(temperature=1.5, max_length=6), generator=seeded(0))):
+        words = [*h.words, END] if h.ended else h.words
+        log_prob = sum(rescored(decoder, photos[i : i + 1], words, temperature=1.5)[0])
+        assert h.log_prob == pytest.approx(log_prob, abs=1e-4)
+
+
+class OneWordDecoder(ToyDecoder):
+    """The same known probabilities for every photo."""
+
+    def __init__(self, probabilities):
+        super().__init__(vocab_size=len(probabilities))
+        self.table[:] = torch.tensor(probabilities).log()
+
+
+PROBABILITIES = [0.05, 0.3, 0.1, 0.4, 0.15]
+
+
+def first_words(n=20000, r=None, **options):
+    """:return: (vocab_size,), shares of the words that n samples begin with"""
+    found = sample(
+        OneWordDecoder(PROBABILITIES), torch.arange(n), r or rules(max_length=1), generator=seeded(0), **options
+    )
+    ids = torch.tensor([h.words[0] if h.words else END for h in found])
+    return ids.bincount(minlength=VOCAB) / n
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({}, {0, 1, 2, 3, 4}),
+        ({"top_k": 1}, {3}),
+        ({"top_k": 3}, {3, 1, 4}),
+        ({"top_k": 50}, {0, 1, 2, 3, 4}),
+        ({"top_p": 0.2}, {3}),  # the likeliest word is always in
+        ({"top_p": 0.65}, {3, 1}),
+        ({"top_p": 0.72}, {3, 1, 4}),  # the word that crosses the line is in
+        ({"top_k": 4, "top_p": 0.9}, {3, 1, 4, 2}),
+        ({"top_k": 2, "top_p": 0.9}, {3, 1}),
+    ],
+)
+def test_samples_follow_the_probabilities_of_the_words_that_are_left(options, allowed):
+    found = first_words(**options)
+    expected = torch.tensor([p if i in allowed else 0.0 for i, p in enumerate(PROBABILITIES)])
+    assert {i for i in range(VOCAB) if found[i] > 0} == allowed
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_sharpens_and_flattens(temperature):
+    expected = torch.tensor(PROBABILITIES) ** (1 / temperature)
+    found = first_words(r=rules(max_length=1, temperature=temperature))
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
+
+
+def test_searches_keep_no_graph(tiny_decoder):
+    decoder = tiny_decoder(vocab_size=VOCAB).eval()
+    photos = torch.randn(2, 3, 3, 6, requires_grad=True)
+    (best, *_), _ = beam_search(decoder, photos, rules(), 2, keep_alphas=True)
+    assert not best.alphas.requires_grad
+    assert torch.is_grad_enabled()

@@ -1,0 +1,248 @@
+"""Cached features are the encoder's own, are found again only where they are right, and never half written."""
+
+import shutil
+from collections import namedtuple
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from captioning.features import cache_features
+from captioning.networks.backbones import Encoder
+from captioning.storage.files import atomic_path
+from datasets import CaptionDataset
+from utils import UserError
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return Encoder("squeezenet1_1").train()  # as train.py has it: frozen all the same
+
+
+@pytest.fixture
+def counted(encoder, monkeypatch):
+    """:return: list to which each photo that the encoder sees is added"""
+    photos, forward = [], encoder.backbone.forward
+
+    def count(images):
+        photos.extend(range(len(images)))
+        return forward(images)
+
+    monkeypatch.setattr(encoder.backbone, "forward", count)
+    return photos
+
+
+def features_of(path):
+    with h5py.File(path, "r") as file:
+        return file["features"][:]
+
+
+def files_beside(made):
+    return sorted(path.name for path in made.folder.iterdir())
+
+
+def test_the_cache_holds_what_the_encoder_gives(make_files, encoder):
+    made = make_files(photos=7, side=64)
+    found = features_of(cache_features(encoder, made.paths.images, "cpu", batch_size=3))
+    assert found.dtype == np.float16
+    with torch.no_grad():
+        for i in range(0, 7, 3):
+            expected = encoder.grid(torch.from_numpy(made.images[i : i + 3]))
+            assert np.array_equal(found[i : i + 3], expected.numpy())
+    assert found.std(axis=0).max() > 0  # the photos differ
+
+
+def test_training_sees_the_same_features_with_the_cache_and_without(make_files, encoder):
+    made = make_files(photos=5, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    plain, cached = CaptionDataset(*made.arguments), CaptionDataset(*made.arguments)
+    cached.use_features(path)
+    items = [7, 0, 3]
+    with torch.no_grad():
+        expected = encoder.features(plain.collate([plain[i] for i in items]).images)
+        found = encoder.features(cached.collate([cached[i] for i in items]).images)
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # other batches may round otherwise
+
+
+def test_a_valid_cache_is_used_again(make_files, encoder, counted, capsys):
+    made = make_files(photos=7, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    assert len(counted) >= 7
+    counted.clear()
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert cache_features(encoder, made.paths.images, "cpu") == path
+    assert not counted
+    assert path.read_bytes() == before
+    assert path.name in capsys.readouterr().out  # and it says so
+
+
+def test_the_size_is_announced_before_anything_is_computed(make_files, encoder, counted, capsys):
+    made = make_files(photos=7, side=64)
+    cache_features(encoder, made.paths.images, "cpu")
+    said = capsys.readouterr().out
+    assert "7 photos" in said and "GB" in said
+
+
+def test_other_weights_have_a_file_of_their_own(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    first = cache_features(encoder, made.paths.images, "cpu")
+    expected = features_of(first)
+    with torch.no_grad():
+        next(encoder.parameters())[0, 0, 0, 0] += 0.5
+    second = cache_features(encoder, made.paths.images, "cpu")
+    assert second != first
+    assert not np.array_equal(features_of(second), expected)
+    assert np.array_equal(features_of(first), expected)
+
+
+def test_changed_batch_statistics_are_other_weights(make_files):
+    made = make_files(photos=4, side=64)
+    encoder = Encoder("mobilenet_v3_small")
+    first = cache_features(encoder, made.paths.images, "cpu")
+    dict(encoder.named_buffers())["backbone.features.0.1.running_mean"].add_(0.1)
+    assert cache_features(encoder, made.paths.images, "cpu") != first
+
+
+def test_the_decoders_side_of_the_encoder_shares_the_cache(make_files, encoder, counted):
+    # The grid's size and the 1 x 1 convolution come after what is cached.
+    made = make_files(photos=4, side=64)
+    first = cache_features(encoder, made.paths.images, "cpu")
+    other = Encoder("squeezenet1_1", encoded_image_size=5, encoder_dim=9)
+    other.load_backbone(encoder.backbone.state_dict())
+    assert cache_features(other, made.paths.images, "cpu") == first
+
+
+def test_other_networks_have_a_file_of_their_own(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    paths = {cache_features(e, made.paths.images, "cpu") for e in (encoder, Encoder("squeezenet1_0"))}
+    assert len(paths) == 2
+
+
+def test_other_images_under_the_same_name_are_noticed(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    first = cache_features(encoder, made.paths.images, "cpu")
+    again = make_files(photos=4, side=64, seed=1)
+    second = cache_features(encoder, again.paths.images, "cpu")
+    assert second != first
+    with torch.no_grad():
+        expected = encoder.grid(torch.from_numpy(again.images))
+    assert np.array_equal(features_of(second), expected.numpy())
+
+
+def test_the_splits_have_files_of_their_own(make_files, encoder):
+    paths = {cache_features(encoder, make_files(split, photos=3, side=64).paths.images, "cpu")
+             for split in ("TRAIN", "VAL", "TEST")}  # fmt: skip
+    assert len(paths) == 3
+
+
+def test_features_of_half_precision_are_kept_apart(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    plain = cache_features(encoder, made.paths.images, "cpu")
+    half = cache_features(encoder, made.paths.images, "cpu", autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    assert plain != half
+    one, other = features_of(plain).astype(np.float32), features_of(half).astype(np.float32)
+    assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other rows"])
+def test_a_damaged_cache_is_computed_again(make_files, encoder, damage):
+    made = make_files(photos=4, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    expected = features_of(path)
+    if damage == "other rows":
+        with h5py.File(path, "w") as file:
+            file["features"] = expected[:-1]
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"truncated": content[:-5000], "empty": b"", "text": b"hello" * 100}[damage])
+    assert cache_features(encoder, made.paths.images, "cpu") == path
+    assert np.array_equal(features_of(path), expected)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_computed(make_files, encoder, monkeypatch):
+    made = make_files(photos=40, side=64)
+    before = files_beside(made)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100_000))  # 40 x 3 x 3 x 512 x 2 bytes
+    with pytest.raises(UserError, match=r"0\.00 GB are free.*needs 0\.00 GB.*--no_cache_features") as raised:
+        cache_features(encoder, made.paths.images, "cpu")
+    assert "\n" not in str(raised.value)
+    assert files_beside(made) == before
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_clear_line(make_files, encoder, monkeypatch):
+    made = make_files(photos=40, side=64)
+    before, forward, calls = files_beside(made), encoder.backbone.forward, []
+
+    def full(images):
+        calls.append(len(images))
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        return forward(images)
+
+    monkeypatch.setattr(encoder.backbone, "forward", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        cache_features(encoder, made.paths.images, "cpu", batch_size=8)
+    assert files_beside(made) == before
+
+
+def test_a_file_that_may_not_grow_is_one_clear_line(make_files, encoder, small_files):
+    made = make_files(photos=40, side=64)
+    before = files_beside(made)
+    small_files(20_000)
+    with pytest.raises(UserError, match=r"TRAIN_FEATURES_.*hdf5: could not be written \(File too large\)"):
+        cache_features(encoder, made.paths.images, "cpu", batch_size=8)
+    assert files_beside(made) == before
+
+
+def test_what_a_killed_build_left_is_removed_but_not_what_another_is_building(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    dead = made.folder / ".VAL_FEATURES_tiny_resnet18_0123456789ab.hdf5.123.tmp"  # even one of another network
+    dead.write_bytes(b"half")
+    with atomic_path(made.folder / "TRAIN_FEATURES_tiny_resnet18_0123456789ab.hdf5") as building:
+        with h5py.File(building, "w", locking=False) as file:
+            file["features"] = np.zeros(3)
+        cache_features(encoder, made.paths.images, "cpu")
+        assert building.exists() and not dead.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_build_leaves_nothing(make_files, encoder, monkeypatch, error):
+    made = make_files(photos=40, side=64)
+    before, forward, calls = files_beside(made), encoder.backbone.forward, []
+
+    def interrupted(images):
+        calls.append(len(images))
+        if len(calls) > 3:
+            raise error
+        return forward(images)
+
+    monkeypatch.setattr(encoder.backbone, "forward", interrupted)
+    with pytest.raises(error):
+        cache_features(encoder, made.paths.images, "cpu", batch_size=8)
+    assert files_beside(made) == before
+
+    monkeypatch.undo()
+    path = cache_features(encoder, made.paths.images, "cpu", batch_size=8)  # and the next one is whole
+    assert len(features_of(path)) == 40
+
+
+def test_a_missing_image_file_is_named(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"TRAIN_IMAGES_x\.hdf5: no such file"):
+        cache_features(encoder, tmp_path / "TRAIN_IMAGES_x.hdf5", "cpu")
+
+
+def test_a_photo_that_cannot_be_read_is_one_clear_line(make_files, encoder):
+    made = make_files(photos=4, side=64)
+    with h5py.File(made.paths.images, "w") as file:
+        file.attrs["captions_per_image"] = 2
+        file.create_dataset("images", data=made.images, chunks=(1, 3, 64, 64), fletcher32=True)
+        place = file["images"].id.get_chunk_info(2).byte_offset
+    content = bytearray(made.paths.images.read_bytes())
+    content[place] ^= 255
+    made.paths.images.write_bytes(content)
+    with pytest.raises(UserError, match=r"TRAIN_IMAGES_tiny\.hdf5"):
+        cache_features(encoder, made.paths.images, "cpu")
