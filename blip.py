@@ -20,19 +20,11 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from captioning.display.caption_tables import (
-    Captioned,
-    check_output,
-    describe,
-    find_photos,
-    is_alone,
-    read_batches,
-    show,
-    write_captions,
-)
+from captioning.display.caption_tables import CaptionedPhoto, caption_row, check_output, print_captions, write_captions
 from captioning.evaluation import metrics
 from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
 from captioning.loaders import build_loader
+from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
 from captioning.storage.files import load_tensors, save_json
 from captioning.training.interruptions import FiniteCheck, Postponed
 from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
@@ -259,17 +251,17 @@ def caption(config):
     """Caption photos; the same lines and files as caption.py's."""
     paths = find_photos(config.img)
     blip = load_blip(config.model, choose_device(config.device))
-    photos = show(caption_photos(blip, paths, config), is_alone(config.img, paths))
+    photos = print_captions(caption_photos(blip, paths, config), is_single_photo(config.img, paths))
     write_captions(photos, config.output, Path(config.model).name, [config.model], asdict(config))
 
 
 def caption_photos(blip, paths, config):
-    """Yield a `Captioned` for each photo that can be read, in order. The others are named on the error stream."""
+    """Yield a `CaptionedPhoto` for each photo that can be read, in order. The others are named on the error stream."""
     for batch in read_batches(paths, blip.image_size, config.batch_size, config.workers):
         images = torch.from_numpy(np.stack([image for _, image in batch]))  # (N, 3, S, S)
         found = blip.search(images, config.beam_size, config.max_length, config.normalisation)
         for (path, image), sentence in zip(batch, found, strict=True):
-            yield Captioned(path, image, [describe(*sentence)], None)
+            yield CaptionedPhoto(path, image, [caption_row(*sentence)], None)
 
 
 def evaluate(config):

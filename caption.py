@@ -16,16 +16,14 @@ import torch
 
 from captioning.display.caption_tables import (
     PAGES,
-    Captioned,
+    CaptionedPhoto,
+    caption_row,
     check_output,
-    describe,
-    find_photos,
-    is_alone,
-    read_batches,
-    show,
+    print_captions,
     write_captions,
 )
 from captioning.inference.captioner import load_captioner
+from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
 from utils import UserError, choose_device, run_script
 
 
@@ -37,7 +35,7 @@ class Config:
     beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
     normalisation: str = "none"  # how finished captions are ranked: none, length (mean over words) or reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
-    n_best: int = 1  # captions a photo, best first; at most beam_size
+    n_best: int = 1  # captions per photo, best first; at most beam_size
     sample: bool = False  # draw each word by its probability instead of searching
     top_k: int = 0  # draw among this many likeliest words; 0 for all
     top_p: float = 1.0  # draw among the likeliest words that hold this probability together
@@ -48,19 +46,19 @@ class Config:
     no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
     alphas: bool = False  # put where the model looked into the .json file
-    dont_smooth: bool = False  # show the attention figure's cells as they are
+    dont_smooth: bool = False  # draw each location of the attention figure as a square
     figure: str | None = None  # write the attention figure here; default a window, or outputs/ without a display
     batch_size: int = 32  # photos that are captioned at once
-    workers: int | None = None  # processes that read photos; 0: this one alone; default one a core, if there are many
+    workers: int | None = None  # processes that read photos; 0: this one alone; default one per core, if there are many
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
 
 def main(config):
     paths = find_photos(config.img)
-    alone = is_alone(config.img, paths)
-    drawn = alone and (config.figure is not None or config.output is None)
+    single = is_single_photo(config.img, paths)
+    drawn = single and (config.figure is not None or config.output is None)
     suffix = Path(config.output or "").suffix.lower()
-    check(config, suffix, drawn)
+    check_config(config, suffix, drawn)
 
     device = choose_device(config.device)
     captioner, checkpoint, model = load_captioner(config.model, device)
@@ -68,12 +66,12 @@ def main(config):
     keep_alphas = drawn or config.alphas or suffix in PAGES
     photos = caption_photos(captioner, paths, checkpoint["image_size"], config, keep_alphas)
     # A photo is read, captioned and shown when the last line asks for it.
-    photos = show(photos, alone, drawn, config.figure, not config.dont_smooth)
+    photos = print_captions(photos, single, drawn, config.figure, not config.dont_smooth)
     name = " + ".join(Path(path).parent.name for path in models)
     write_captions(photos, config.output, name, models, asdict(config), config.alphas)
 
 
-def check(config, suffix, drawn):
+def check_config(config, suffix, drawn):
     """:raises UserError: if a setting, or several together, make no sense"""
     for name in ("beam_size", "n_best", "max_length", "batch_size", "min_length", "top_k", "workers", "seed"):
         value, least = getattr(config, name), name in ("beam_size", "n_best", "max_length", "batch_size")
@@ -94,7 +92,7 @@ def check(config, suffix, drawn):
         (config.min_length > config.max_length,
          f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected"),
         (config.n_best > 1 and suffix in (".csv", *PAGES),
-         f"n_best: {config.n_best} found, but a {suffix} file has one caption a photo; write a .json file"),
+         f"n_best: {config.n_best} found, but a {suffix} file has one caption per photo; write a .json file"),
         (config.alphas and suffix != ".json", "alphas: are for a .json file; add --output captions.json"),
         (given & {"figure", "dont_smooth"} and not drawn,
          "figure, dont_smooth: are for one photo, called by its name; for more add --output captions.html"),
@@ -105,7 +103,7 @@ def check(config, suffix, drawn):
 
 def caption_photos(captioner, paths, size, config, keep_alphas):
     """
-    Yield a `Captioned` for each photo that can be read, in order. The others are named on the error stream.
+    Yield a `CaptionedPhoto` for each photo that can be read, in order. The others are named on the error stream.
 
     :param size: width and height that the encoder wants, in pixels
     :raises UserError: if no photo can be read
@@ -115,11 +113,11 @@ def caption_photos(captioner, paths, size, config, keep_alphas):
         images = torch.from_numpy(np.stack([image for _, image in batch]))  # (N, 3, S, S)
         found = decode(captioner, images, config, generator, keep_alphas)
         for (path, image), hypotheses in zip(batch, found, strict=True):
-            captions = [describe(captioner.sentence(h), h.log_prob, h.score, h.ended) for h in hypotheses]
+            captions = [caption_row(captioner.sentence(h), h.log_prob, h.score, h.ended) for h in hypotheses]
             alphas = hypotheses[0].alphas
             if alphas is not None:  # without <end>; a caption of no words looked nowhere
                 alphas = alphas[: len(captions[0]["words"])].numpy() if captions[0]["words"] else None
-            yield Captioned(path, image, captions, alphas)
+            yield CaptionedPhoto(path, image, captions, alphas)
 
 
 def decode(captioner, images, config, generator, keep_alphas):

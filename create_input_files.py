@@ -23,7 +23,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from captioning.display.figures import length_histogram, save_figure
+from captioning.display.charts import length_histogram
+from captioning.display.figure_files import save_figure
 from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from captioning.preparation.photos import photo_reader
 from captioning.preparation.shapes import create_shapes

@@ -8,7 +8,8 @@ are scored as one model, an ensemble. The files that it writes are listed in `ma
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.display.figures import reliability_diagram, save_figure
+from captioning.display.charts import reliability_diagram
+from captioning.display.figure_files import save_figure
 from captioning.evaluation.calibration import collect, fit_temperature, measure
 from captioning.evaluation.pointing_game import pointing_game
 from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
@@ -31,7 +32,7 @@ class Config:
     no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
     calibrate: bool = False  # find the softmax temperature that fits VAL best, and show how far confidence is right
-    pointing: bool = False  # built-in dataset: how often attention's strongest cell lies in the named object's box
+    pointing: bool = False  # built-in dataset: how often attention's strongest location lies in the named object's box
     data_folder: str | None = None  # of the data to score on; default the data of the training
     data_name: str | None = None  # what its files' names share; default that of the training
     output_folder: str | None = None  # for all that is written; default the (first) checkpoint's folder
@@ -42,7 +43,7 @@ class Config:
 
 
 def main(config):
-    check(config)
+    check_config(config)
     captioner, checkpoint, path = load_captioner(config.checkpoint, choose_device(config.device))
     data_folder, data_name = locate_data(config, checkpoint)
     output_folder = Path(config.output_folder or path.parent)
@@ -82,7 +83,7 @@ def main(config):
     print(f"Written to {output_folder}: {written}")
 
 
-def check(config):
+def check_config(config):
     """:raises UserError: if a setting makes no sense"""
     check_splits(config.split, config.beam_sizes)
     for name in ("max_length", "batch_size"):

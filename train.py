@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from captioning import distributed
-from captioning.display.figures import attention_figure
+from captioning.display.attention_figures import attention_figure
 from captioning.evaluation import metrics
 from captioning.inference.captioner import Captioner
 from captioning.loaders import build_loader

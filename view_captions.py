@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from captioning.display.html_page import Caption, Photo, check_page_path, write_page
+from captioning.display.html_page import PageCaption, PagePhoto, check_page_path, write_page
 from captioning.evaluation import metrics
 from captioning.features import read_images
 from captioning.inference.captioner import check_photos, load_captioner, locate_data, newest_checkpoint
@@ -42,7 +42,7 @@ class Config:
 
 
 def main(config):
-    check(config)
+    check_config(config)
     split = config.split.upper()
     output = Path(config.output or f"outputs/captions_{split}.html")
     check_page_path(output)
@@ -59,7 +59,7 @@ def main(config):
         check_photos(dataset, checkpoint)
         chosen = spread(len(dataset), config.num_photos)
         captions[name] = caption_photos(captioner, name, dataset, chosen, config)
-        notes.append(describe(name, path, checkpoint))
+        notes.append(model_note(name, path, checkpoint))
     chosen = spread(len(dataset), config.num_photos)
     for name, path in zip(names[len(checkpoints) :], config.results, strict=True):
         captions[name] = read_captions(path, name, [dataset.references[photo]["image_id"] for photo in chosen])
@@ -70,11 +70,11 @@ def main(config):
         score_captions(captions, references)
         notes.append("Scores are each photo's own; CIDEr weighs words by how many of these photos mention them.")
     title = config.title or f"{len(chosen)} of {len(dataset)} photos of {split}, beam {config.beam_size}"
-    write_page(output, collect(dataset, chosen, captions, references), title, notes, config.photo_size)
+    write_page(output, page_photos(dataset, chosen, captions, references), title, notes, config.photo_size)
     print(f"{len(chosen)} photos, {output.stat().st_size / 1e6:.1f} MB: {output}")
 
 
-def check(config):
+def check_config(config):
     """:raises UserError: if a setting makes no sense"""
     if config.split.upper() not in ("TRAIN", "VAL", "TEST"):
         raise UserError(f"split: '{config.split}' found, TRAIN, VAL or TEST expected")
@@ -108,7 +108,7 @@ def model_names(paths):
     return next(names for names in choices if len(set(names)) == len(names))
 
 
-def describe(name, path, checkpoint):
+def model_note(name, path, checkpoint):
     """:return: a line for the page that says which model this is"""
     settings, progress = checkpoint["config"], checkpoint.get("progress", {})
     epochs = f", {progress['epoch']} epochs" if "epoch" in progress else ""
@@ -121,7 +121,7 @@ def spread(total, count):
 
 
 def caption_photos(captioner, name, dataset, chosen, config):
-    """:return: list of `Caption`, with attention, one for each of the chosen photos"""
+    """:return: list of `PageCaption`, with attention, one for each of the chosen photos"""
     loader = DataLoader(
         Subset(dataset, chosen), config.batch_size, collate_fn=dataset.collate, num_workers=config.workers
     )
@@ -129,7 +129,7 @@ def caption_photos(captioner, name, dataset, chosen, config):
     for batch in tqdm(loader, desc=name, unit="batch", leave=False):
         found = captioner.search(batch.images, config.beam_size, config.max_length, keep_alphas=True)
         for best, *_ in found:
-            captions.append(Caption(name, captioner.sentence(best), best.alphas, best.log_prob))
+            captions.append(PageCaption(name, captioner.sentence(best), best.alphas, best.log_prob))
     return captions
 
 
@@ -137,7 +137,7 @@ def read_captions(path, name, image_ids):
     """
     :param path: captions that some model wrote: a list of {"image_id", "caption"}, as eval.py and COCO's tools have it
     :param image_ids: of the photos that are shown
-    :return: list of `Caption`, without attention, one for each id
+    :return: list of `PageCaption`, without attention, one for each id
     :raises UserError: if the file is none of that kind, or a photo is not in it
     """
     content = load_json(path)
@@ -150,14 +150,14 @@ def read_captions(path, name, image_ids):
     for image_id in image_ids:
         if image_id not in captions:
             raise UserError(f"{path}: has no caption for image_id {image_id!r}; give the results of the split shown")
-    return [Caption(name, captions[image_id]) for image_id in image_ids]
+    return [PageCaption(name, captions[image_id]) for image_id in image_ids]
 
 
 def score_captions(captions, references):
     """
     Give every caption its scores.
 
-    :param captions: dict of model -> list of `Caption`, whose `scores` are set
+    :param captions: dict of model -> list of `PageCaption`, whose `scores` are set
     :param references: per photo a list of captions, each a list of words
     """
     for column in captions.values():
@@ -166,13 +166,13 @@ def score_captions(captions, references):
             caption.scores = scores
 
 
-def collect(dataset, chosen, captions, references):
-    """Yield a `Photo` at a time, its pixels read when it is its turn."""
+def page_photos(dataset, chosen, captions, references):
+    """Yield a `PagePhoto` at a time, its pixels read when it is its turn."""
     with open_hdf5(dataset.image_file, "images") as file:
         for i, photo in enumerate(chosen):
             image = read_images(file["images"], photo, photo + 1)[0].transpose(1, 2, 0)  # (H, W, 3)
             written = [column[i] for column in captions.values()]
-            yield Photo(str(dataset.references[photo]["file_name"]), image, written, references[i])
+            yield PagePhoto(str(dataset.references[photo]["file_name"]), image, written, references[i])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it is run from anywhere
 
-from captioning.display.diagrams import (
+from captioning.display.attention_figures import attention_figure, show_photo, spotlight, upscale_attention
+from captioning.display.figure_files import save_figure
+from captioning.display.model_diagrams import (
     architecture_diagram,
     attention_step_diagram,
     beam_search_tree,
@@ -27,21 +29,12 @@ from captioning.display.diagrams import (
     drawing,
     encoder_grid_figure,
 )
-from captioning.display.figures import (
-    ATTENTION,
-    LSTM,
-    WORD,
-    attention_figure,
-    save_figure,
-    show_photo,
-    spotlight,
-    upscale_attention,
-)
+from captioning.display.palette import ATTENTION, LSTM, WORD
 from captioning.preparation.shapes import draw_scene, make_captions, make_scene
 from captioning.storage.files import atomic_path
 from utils import UserError, run_script
 
-GRID = 14  # cells on a side
+GRID = 14  # locations on a side
 # A language of a few words for the beam search picture: what may follow which word, and how likely.
 NEXT = {
     "<start>": {"a": 0.5, "the": 0.4, "one": 0.1},
@@ -67,7 +60,7 @@ def main(config):
     folder = Path(config.folder)
     cat = skimage.data.chelsea()[:, 60:360]  # (300, 300, 3)
     save(architecture_diagram(cat, ["a", "tabby", "cat"]), folder / "architecture.png")
-    save(encoder_grid_figure(cat, GRID, cell=(8, 5)), folder / "encoder_grid.png")
+    save(encoder_grid_figure(cat, GRID, location=(8, 5)), folder / "encoder_grid.png")
     save(attention_step_diagram(cat, hand_made_scores((0.42, 0.42), 0.13), "eyes"), folder / "attention_step.png")
     save(soft_and_hard(cat), folder / "soft_and_hard.png")
     save(doubly_stochastic(), folder / "doubly_stochastic.png")
@@ -110,31 +103,31 @@ def softmax(scores):
 
 
 def soft_and_hard(photo):
-    """Draw the same attention used in both ways: a mean over all cells, and one cell that was drawn."""
+    """Draw the same attention used in both ways: a mean over all locations, and one location that was drawn."""
     alpha = softmax(hand_made_scores((0.42, 0.42), 0.13))  # (GRID, GRID)
     rng = np.random.default_rng(1)
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
     soft = upscale_attention(alpha, photo.shape[:2])
-    show_photo(panels[0], spotlight(photo, soft), "soft: a mean of all cells", fontsize=13)
+    show_photo(panels[0], spotlight(photo, soft), "soft: a mean of all locations", fontsize=13)
     for k, panel in enumerate(panels[1:], start=1):
         one = np.zeros(GRID * GRID)
         one[rng.choice(GRID * GRID, p=alpha.ravel())] = 1
         drawn = upscale_attention(one.reshape(GRID, GRID), photo.shape[:2], smooth=False)
-        show_photo(panel, spotlight(photo, drawn), f"hard: one cell, draw {k}", fontsize=13)
+        show_photo(panel, spotlight(photo, drawn), f"hard: one location, draw {k}", fontsize=13)
     return figure
 
 
 def doubly_stochastic():
-    """Draw four steps of attention that each sum to 1, and what each cell got over time, which need not."""
+    """Draw four steps of attention that each sum to 1, and what each location got over time, which need not."""
     places = [(0.3, 0.3), (0.4, 0.7), (0.75, 0.35), (0.6, 0.6)]
     alphas = np.stack([softmax(hand_made_scores(place, 0.2) / 2) for place in places])  # (4, GRID, GRID)
     figure = Figure(figsize=(12, 2.9), layout="constrained")
     *steps, total = figure.subplots(1, 5)
     for t, (panel, alpha) in enumerate(zip(steps, alphas, strict=True), start=1):
         show_photo(panel, alpha, f"word {t}", fontsize=13, cmap="Oranges")
-        panel.set_xlabel("all cells: 1", fontsize=12)
-    show_photo(total, alphas.sum(axis=0), "each cell, over time", fontsize=13, cmap="Blues")
+        panel.set_xlabel("all locations: 1", fontsize=12)
+    show_photo(total, alphas.sum(axis=0), "each location, over time", fontsize=13, cmap="Blues")
     total.set_xlabel("wanted: all the same", fontsize=12)
     return figure
 

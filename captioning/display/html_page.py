@@ -2,8 +2,9 @@
 One self-contained HTML page of captioned photos: no network, no server, one file to open, keep or send.
 
 Photos go in as pixels, captions as words with their attention. The page holds each photo once, as a small JPEG, and
-attention as one byte a cell; templates/page.js draws both only when they are looked at, so that a page of 1,000 photos
-opens at once. What the page looks like is in templates/, what it says is JSON that cannot break out of its place.
+attention as one byte per location; templates/page.js draws both only when they are looked at, so that a page of 1,000
+photos opens at once. What the page looks like is in templates/; what it says is JSON, which cannot break out of its
+place.
 """
 
 import base64
@@ -18,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from captioning.display.figures import check_image, square_grids
+from captioning.display.attention_figures import check_image, square_grids
 from captioning.storage.files import atomic_path
 from utils import UserError
 
@@ -28,23 +29,25 @@ LEAST_BETA = 0.005  # attention that misses 1 by less is rounding, not a sentine
 
 
 @dataclass
-class Caption:
+class PageCaption:
     """What one model wrote for one photo."""
 
     model: str  # the model's name, the same on all photos
     words: list  # T words
-    alphas: np.ndarray | None = None  # (T, P) attention, P = s * s cells; (T + 1, P) with <end>; None without attention
+    alphas: np.ndarray | None = (
+        None  # (T, P), P = s * s locations; (T + 1, P) with <end>; None without attention
+    )
     log_prob: float | None = None  # natural logarithm of the caption's probability
     scores: dict = field(default_factory=dict)  # metric -> number, higher is better; empty without references
 
 
 @dataclass
-class Photo:
+class PagePhoto:
     """A photo with what was written about it."""
 
     file_name: str
     image: np.ndarray  # (H, W, 3) uint8
-    captions: list  # of `Caption`, at most one a model
+    captions: list  # of `PageCaption`, at most one a model
     references: list = field(default_factory=list)  # captions by people, each a list of words
 
 
@@ -74,7 +77,7 @@ def build_page(photos, title, notes=(), photo_size=256):
     """
     Give the page as text. The page can sort by every score and by log-probability, filter by word, and show attention.
 
-    :param photos: iterable of `Photo`, read once, so that a generator need not keep all pixels in memory
+    :param photos: iterable of `PagePhoto`, read once, so that a generator need not keep all pixels in memory
     :param title: the page's heading
     :param notes: lines that stand below the title: which models, which photos
     :param photo_size: the longer side of a photo on the page, in pixels; larger ones are reduced to it
@@ -89,7 +92,7 @@ def build_page(photos, title, notes=(), photo_size=256):
         rows.append((replace(photo, image=None), {"jpeg": encode_photo(photo.image, photo_size)}))
     if not rows:
         raise ValueError("photos: there are none to show")
-    content = [row | describe_photo(photo, models, metrics) for photo, row in rows]
+    content = [row | photo_content(photo, models, metrics) for photo, row in rows]
     captions = [caption for row in content for caption in row["captions"] if caption]
     attention = [caption["attention"] for caption in captions if caption["attention"]]
 
@@ -110,7 +113,7 @@ def build_page(photos, title, notes=(), photo_size=256):
     )  # fmt: skip
 
 
-def describe_photo(photo, models, metrics):
+def photo_content(photo, models, metrics):
     """:return: dict of what the page's script knows of a photo, plain types only; a caption or None for each model"""
     captions = {caption.model: caption for caption in photo.captions}
     if len(captions) != len(photo.captions):
@@ -118,11 +121,11 @@ def describe_photo(photo, models, metrics):
     return {
         "name": str(photo.file_name),
         "references": [" ".join(words) for words in photo.references],
-        "captions": [describe_caption(captions[m], metrics) if m in captions else None for m in models],
+        "captions": [caption_content(captions[m], metrics) if m in captions else None for m in models],
     }
 
 
-def describe_caption(caption, metrics):
+def caption_content(caption, metrics):
     """:return: dict of a caption's words, numbers (None for what is missing or not finite) and attention"""
     return {
         "words": list(map(str, caption.words)),
@@ -148,25 +151,25 @@ def encode_photo(image, size):
 
 def encode_attention(alphas, num_words):
     """
-    Give attention as one byte a cell, each word's brightest cell 255, and what the brightest stands for.
+    Give attention as one byte per location, each word's brightest location 255, and what the brightest stands for.
 
     :param alphas: (T, P), or (T + 1, P) with the row of <end>, which is left out
     :param num_words: T
-    :return: dict: `side` of the grid in cells, `cells` (base64 of T * P bytes), `peaks` (the T largest weights) and
-        `betas`, the share of each word that did not go to the photo but to adaptive attention's sentinel
-        (Lu et al. 2017, equation 13: what the cells' weights lack to 1); None where all went to the photo
+    :return: dict: `side` of the grid in locations, `weights` (base64 of T * P bytes), `peaks` (the T largest weights)
+        and `betas`, the share of each word that did not go to the photo but to adaptive attention's sentinel
+        (Lu et al. 2017, equation 13: what the locations' weights lack to 1); None where all went to the photo
     :raises ValueError: if the grid is not square or the words are not as many
     """
     grids = np.nan_to_num(square_grids(alphas).astype(np.float64))  # (T, s, s)
     if len(grids) not in (num_words, num_words + 1):
         raise ValueError(f"{num_words} words do not fit attention for {len(grids)}")
-    cells = grids[:num_words].reshape(num_words, grids[0].size)  # (T, P)
-    peaks = cells.max(axis=1, initial=0)  # (T,)
-    scaled = 255 * cells / np.maximum(peaks, np.finfo(np.float64).tiny)[:, None]  # (T, P)
-    betas = (1 - cells.sum(axis=1)).clip(0, 1)  # (T,)
+    weights = grids[:num_words].reshape(num_words, grids[0].size)  # (T, P)
+    peaks = weights.max(axis=1, initial=0)  # (T,)
+    scaled = 255 * weights / np.maximum(peaks, np.finfo(np.float64).tiny)[:, None]  # (T, P)
+    betas = (1 - weights.sum(axis=1)).clip(0, 1)  # (T,)
     return {
         "side": grids.shape[1],
-        "cells": base64.b64encode(np.rint(scaled).clip(0, 255).astype(np.uint8).tobytes()).decode(),
+        "weights": base64.b64encode(np.rint(scaled).clip(0, 255).astype(np.uint8).tobytes()).decode(),
         "peaks": [round(float(peak), 4) for peak in peaks],
         "betas": [round(float(beta), 3) for beta in betas] if betas.max(initial=0) > LEAST_BETA else None,
     }

@@ -1,8 +1,8 @@
 """
 Does attention look at what the word says? On the built-in dataset every object has a box, so it can be counted.
 
-The pointing game (Zhang et al. 2016): a word that names an object is a hit if the centre of the cell with the largest
-alpha lies in a box of that object.
+The pointing game (Zhang et al. 2016): a word that names an object is a hit if the centre of the location with the
+largest alpha lies in a box of that object.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Pointing:
     """Counts over the words that name an object of the photo."""
 
     words: int  # that name an object which is in the photo
-    hits: int  # of them, whose strongest cell lies in a box of the object
-    expected_hits: float  # of a look at a cell drawn at random
+    hits: int  # of them, whose strongest location lies in a box of the object
+    expected_hits: float  # if the location were drawn at random
     absent: int  # words that name an object which the photo does not have; in none of the other counts
 
     def __str__(self):
@@ -71,17 +71,17 @@ def count_words(counts, words, alphas, boxes):
         if not own_boxes:
             counts.absent += 1
             continue
-        inside = cells_inside(own_boxes, side)  # (P,)
+        inside = locations_inside(own_boxes, side)  # (P,)
         counts.words += 1
         counts.hits += int(inside[alpha.argmax()])
         counts.expected_hits += inside.float().mean().item()
 
 
-def cells_inside(boxes, side):
+def locations_inside(boxes, side):
     """
     :param boxes: list of (left, top, right, bottom) in pixels
-    :param side: of the grid, in cells
-    :return: (P,), whether the centre of each cell lies in one of the boxes
+    :param side: of the grid, in locations
+    :return: (P,), whether the centre of each location lies in one of the boxes
     """
     centres = (torch.arange(side) + 0.5) * IMAGE_SIZE / side  # (side,), in pixels
     y, x = torch.meshgrid(centres, centres, indexing="ij")  # (side, side), the grid's rows and columns

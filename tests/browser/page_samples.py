@@ -3,7 +3,7 @@
 import numpy as np
 import skimage.data
 
-from captioning.display.html_page import Caption, Photo
+from captioning.display.html_page import PageCaption, PagePhoto
 from captioning.preparation import shapes
 
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -36,8 +36,8 @@ def drawn_photos(number, models=("soft",), seed=0):
             shares = rng.uniform(0.1, 1, len(words) + 1) if model == "adaptive" else None
             alphas = None if model == "show_and_tell" else make_alphas(rng, words, shares=shares)
             scores = {metric: float(rng.uniform(0, 1)) for metric in METRICS}
-            captions.append(Caption(model, words, alphas, -float(rng.uniform(2, 12)), scores))
-        photos.append(Photo(f"scene_{i:02d}.jpg", np.array(image), captions, references))
+            captions.append(PageCaption(model, words, alphas, -float(rng.uniform(2, 12)), scores))
+        photos.append(PagePhoto(f"scene_{i:02d}.jpg", np.array(image), captions, references))
     return photos
 
 
@@ -45,11 +45,11 @@ def scored_photos(rows, names="abcdefgh"):
     """Grey photos with a caption a model, whose BLEU-4 is given: one row a photo, one column a model."""
     image = np.full((16, 16, 3), 128, dtype=np.uint8)
     return [
-        Photo(
+        PagePhoto(
             name,
             image,
             [
-                Caption(f"m{k}", ["word"], scores={} if score is None else {"BLEU-4": score})
+                PageCaption(f"m{k}", ["word"], scores={} if score is None else {"BLEU-4": score})
                 for k, score in enumerate(row)
             ],
         )
@@ -59,7 +59,7 @@ def scored_photos(rows, names="abcdefgh"):
 
 def white_photo(alphas, model="soft", words=("one", "two", "three")):
     """A white photo: what is lit on it is where the attention is."""
-    return Photo("white.jpg", np.full((64, 64, 3), 255, np.uint8), [Caption(model, list(words), alphas)])
+    return PagePhoto("white.jpg", np.full((64, 64, 3), 255, np.uint8), [PageCaption(model, list(words), alphas)])
 
 
 def natural_photos(number, models):
@@ -71,7 +71,7 @@ def natural_photos(number, models):
         top, left = (rng.integers(0, length - 255) for length in source.shape[:2])
         words = [f"word{j}" for j in rng.integers(0, 500, 11)]
         captions = [
-            Caption(model, words, make_alphas(rng, words), -5.0, {m: float(rng.uniform()) for m in METRICS})
+            PageCaption(model, words, make_alphas(rng, words), -5.0, {m: float(rng.uniform()) for m in METRICS})
             for model in models
         ]
-        yield Photo(f"{i:04d}.jpg", source[top : top + 256, left : left + 256], captions, [words] * 5)
+        yield PagePhoto(f"{i:04d}.jpg", source[top : top + 256, left : left + 256], captions, [words] * 5)

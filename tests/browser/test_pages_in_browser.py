@@ -9,8 +9,8 @@ import skimage.data
 from browser import BRIGHTEST, CONTRASTS, OVERLAPS, SIZES, Page, start_chromium, wait_for
 from page_samples import METRICS, bump, drawn_photos, natural_photos, scored_photos, white_photo
 
-from captioning.display.figures import spotlight, upscale_attention
-from captioning.display.html_page import Caption, Photo, write_page
+from captioning.display.attention_figures import spotlight, upscale_attention
+from captioning.display.html_page import PageCaption, PagePhoto, write_page
 
 CORNERS = np.stack([bump(1, 1), bump(1, 12), bump(12, 12)])  # of the words one, two, three
 PLACES = [(1.5 / 14, 1.5 / 14), (1.5 / 14, 12.5 / 14), (12.5 / 14, 12.5 / 14)]
@@ -107,14 +107,14 @@ def test_tapping_a_word_shows_and_hides_attention(show):
 def test_the_overlay_is_the_spotlight_that_the_figures_draw(show):
     image = skimage.data.astronaut()[::2, ::2]
     alphas = np.random.default_rng(0).dirichlet(np.ones(49), size=1)
-    page = show([Photo("a.png", image, [Caption("soft", ["woman"], alphas)])])
+    page = show([PagePhoto("a.png", image, [PageCaption("soft", ["woman"], alphas)])])
     page.run(
         "const c = document.body.appendChild(document.createElement('canvas')); c.id = 'seen';"
         "c.width = c.height = 256; c.getContext('2d').drawImage(document.querySelector('img'), 0, 0)"
     )
     seen = page.canvas("#seen")  # the JPEG as this browser decodes it
     page.click(".word")
-    page.choose("look", "grid cells")
+    page.choose("look", "grid locations")
     light = upscale_attention(alphas.reshape(7, 7), (256, 256), smooth=False)
     expected = spotlight(seen, light).astype(int)
     off = np.abs(page.canvas().astype(int) - expected)
@@ -203,9 +203,9 @@ def test_random_order_is_another_each_time_and_loses_no_photo(show):
 def test_a_word_filters_captions_references_or_file_names(show):
     image = np.zeros((16, 16, 3), np.uint8)
     photos = [
-        Photo("dogless.jpg", image, [Caption("m", ["a", "red", "cat"], scores={"CIDEr": 0.5})], [["a", "dog"]]),
-        Photo("b.jpg", image, [Caption("m", ["two", "Dogs", "run"], scores={"CIDEr": 1.5})], [["a", "hotdog"]]),
-        Photo("c.jpg", image, [Caption("m", ["a", "hotdog"], scores={"CIDEr": 4.0})], [["food"]]),
+        PagePhoto("dogless.jpg", image, [PageCaption("m", ["a", "red", "cat"], scores={"CIDEr": 0.5})], [["a", "dog"]]),
+        PagePhoto("b.jpg", image, [PageCaption("m", ["two", "Dogs", "run"], scores={"CIDEr": 1.5})], [["a", "hotdog"]]),
+        PagePhoto("c.jpg", image, [PageCaption("m", ["a", "hotdog"], scores={"CIDEr": 4.0})], [["food"]]),
     ]
     page = show(photos)
     assert page.text("#count") == ["3 photos"]
@@ -269,8 +269,8 @@ def test_a_page_of_bare_captions_works(show):
     image = np.zeros((16, 16, 3), np.uint8)
     page = show(
         [
-            Photo("a.jpg", image, [Caption("m", ["a", "cat"])]),
-            Photo("b.jpg", image, [Caption("m", [], np.ones((1, 4)))]),
+            PagePhoto("a.jpg", image, [PageCaption("m", ["a", "cat"])]),
+            PagePhoto("b.jpg", image, [PageCaption("m", [], np.ones((1, 4)))]),
         ]
     )
     assert [text.strip() for text in page.text(".words")] == ["a cat", "(no words)"]
@@ -281,7 +281,7 @@ def test_nothing_that_a_file_name_or_a_caption_holds_is_run(show):
     evil = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
     alphas = np.full((1, 4), 0.25)
     page = show(
-        [Photo(evil, np.zeros((8, 8, 3), np.uint8), [Caption(evil, [evil], alphas)], [[evil]])],
+        [PagePhoto(evil, np.zeros((8, 8, 3), np.uint8), [PageCaption(evil, [evil], alphas)], [[evil]])],
         title=evil,
         notes=[evil],
     )

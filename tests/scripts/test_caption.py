@@ -15,10 +15,10 @@ from PIL import Image
 
 import train
 from caption import Config, main
-from captioning.display.caption_tables import find_photos
 from captioning.inference.captioner import load_captioner
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
+from captioning.preparation.photo_batches import find_photos
 from captioning.preparation.photos import read_photo
 from captioning.storage.files import load_checkpoint, save_checkpoint
 from utils import UserError, parse_args
@@ -97,7 +97,7 @@ def test_one_photo_gives_its_caption_first_and_its_attention_figure(models, fold
     best, words = expected(models[0], folder / "a.jpg")
     assert first == " ".join(words)
     perplexity = math.exp(-best.log_prob / (len(words) + best.ended))
-    assert numbers == f"log-probability {best.log_prob:.2f}, perplexity {perplexity:.2f} a word"
+    assert numbers == f"log-probability {best.log_prob:.2f}, perplexity {perplexity:.2f} per word"
     assert figure == "Attention figure: outputs/a_attention.png"
     assert (folder.parent / "outputs/a_attention.png").read_bytes().startswith(b"\x89PNG")
 
@@ -109,7 +109,7 @@ def test_a_figure_goes_where_it_is_asked_for_beside_a_file_of_captions(models, f
     assert not (folder.parent / "outputs").exists()
 
 
-def test_a_folder_gives_a_line_a_photo_in_order_and_names_what_cannot_be_read(models, folder, capsys):
+def test_a_folder_gives_a_line_per_photo_in_order_and_names_what_cannot_be_read(models, folder, capsys):
     caption(models[0], folder, beam_size=2)
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -123,7 +123,7 @@ def test_a_folder_gives_a_line_a_photo_in_order_and_names_what_cannot_be_read(mo
         assert line.startswith(f"{folder / name}: skipped, cannot be read as a photo (")
 
 
-def test_a_table_has_one_caption_a_photo(models, folder):
+def test_a_table_has_one_caption_per_photo(models, folder):
     caption(models[0], folder, output="captions.csv", batch_size=2)
     with open("captions.csv", newline="", encoding="utf-8") as file:  # noqa: PTH123
         rows = list(csv.reader(file))
@@ -245,7 +245,7 @@ def test_where_there_is_nothing_to_read_it_is_an_error_and_no_file_is_written(mo
         ([tmp_path / "missing.jpg"], "missing.jpg: cannot be read as a photo"),
         ([folder / "broken.jpg"], "broken.jpg: cannot be read as a photo .*; give a JPEG"),
         ([folder / "broken.jpg", folder / "text.png"], "img: none of 2 photos can be read"),
-        ([], "img: nothing found"),
+        ([], "img: no photos given"),
     ):
         with pytest.raises(UserError, match=message):
             caption(models[0], *img)

@@ -1,6 +1,6 @@
 "use strict";
 
-// Drawing attention over a photo. One byte a cell comes in, of one word; its brightest cell has 255.
+// Drawing attention over a photo. One byte per location comes in, of one word; its brightest location has 255.
 
 const redraws = new WeakMap(); // a canvas -> what draws it again, when the reader asks for another look
 
@@ -9,7 +9,7 @@ function draw(canvas, image, attention, index) {
   const paint = () => {
     const [width, height] = [image.naturalWidth, image.naturalHeight];
     const style = document.getElementById("look").value;
-    const light = stretch(cellsOf(attention, index), attention.side, width, height, style !== "cells");
+    const light = stretch(weightsOf(attention, index), attention.side, width, height, style !== "squares");
     canvas.width = width;
     canvas.height = height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -23,20 +23,20 @@ function draw(canvas, image, attention, index) {
   else image.addEventListener("load", paint, { once: true });
 }
 
-function cellsOf(attention, index) {
-  const bytes = atob(attention.cells);
+function weightsOf(attention, index) {
+  const bytes = atob(attention.weights);
   const size = attention.side ** 2;
   return Uint8Array.from({ length: size }, (_, i) => bytes.charCodeAt(index * size + i));
 }
 
-/** Stretch a grid over width x height pixels: smoothly by cubic B-splines, or cell by cell. 0 to 1, its maximum 1. */
-function stretch(cells, side, width, height, smooth) {
+/** Stretch a grid over width x height pixels: smoothly by cubic B-splines, or location by location. 0 to 1, its maximum 1. */
+function stretch(grid, side, width, height, smooth) {
   const across = weigh(side, width, smooth);
   const down = weigh(side, height, smooth);
   const rows = new Float32Array(side * width);
   for (let r = 0; r < side; r++) {
     for (let x = 0; x < width; x++) {
-      for (let k = 4 * x; k < 4 * x + 4; k++) rows[r * width + x] += across.weights[k] * cells[r * side + across.cells[k]];
+      for (let k = 4 * x; k < 4 * x + 4; k++) rows[r * width + x] += across.weights[k] * grid[r * side + across.locations[k]];
     }
   }
   const light = new Float32Array(width * height);
@@ -44,7 +44,7 @@ function stretch(cells, side, width, height, smooth) {
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       let sum = 0;
-      for (let k = 4 * y; k < 4 * y + 4; k++) sum += down.weights[k] * rows[down.cells[k] * width + x];
+      for (let k = 4 * y; k < 4 * y + 4; k++) sum += down.weights[k] * rows[down.locations[k] * width + x];
       light[y * width + x] = sum;
       highest = Math.max(highest, sum);
     }
@@ -52,9 +52,9 @@ function stretch(cells, side, width, height, smooth) {
   return light.map((number) => number / highest);
 }
 
-/** Which four cells of a row of `side` a pixel of `length` mixes, and how much of each. */
+/** Which four locations of a row of `side` a pixel of `length` mixes, and how much of each. */
 function weigh(side, length, smooth) {
-  const cells = new Int32Array(4 * length);
+  const locations = new Int32Array(4 * length);
   const weights = new Float32Array(4 * length);
   for (let x = 0; x < length; x++) {
     const place = ((x + 0.5) * side) / length - 0.5;
@@ -62,11 +62,11 @@ function weigh(side, length, smooth) {
     const t = place - Math.floor(place);
     const spline = [(1 - t) ** 3, 3 * t ** 3 - 6 * t ** 2 + 4, -3 * t ** 3 + 3 * t ** 2 + 3 * t + 1, t ** 3];
     for (let k = 0; k < 4; k++) {
-      cells[4 * x + k] = Math.min(side - 1, Math.max(0, first - 1 + k));
+      locations[4 * x + k] = Math.min(side - 1, Math.max(0, first - 1 + k));
       weights[4 * x + k] = smooth ? spline[k] / 6 : Number(k === 1);
     }
   }
-  return { cells, weights };
+  return { locations, weights };
 }
 
 function spotlight(pixels, light) { // as figures.py does: dim and grey where nothing is looked at

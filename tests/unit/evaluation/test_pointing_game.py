@@ -1,24 +1,24 @@
 import pytest
 import torch
 
-from captioning.evaluation.pointing_game import Pointing, cells_inside, count_words, pointing_game
+from captioning.evaluation.pointing_game import Pointing, count_words, locations_inside, pointing_game
 from utils import UserError
 
 BOXES = [{"name": "star", "box": [0, 0, 64, 64]}, {"name": "star", "box": [192, 192, 256, 256]}]
 BOXES += [{"name": "heart", "box": [128, 0, 256, 128]}]
 
 
-def looks_at(*cells, size=16):
-    """:return: (T, P), alphas whose strongest cell is the given one at each word"""
-    alphas = torch.full((len(cells), size), 0.01)
-    alphas[range(len(cells)), list(cells)] = 0.5
+def looks_at(*locations, size=16):
+    """:return: (T, P), alphas whose strongest location is the given one at each word"""
+    alphas = torch.full((len(locations), size), 0.01)
+    alphas[range(len(locations)), list(locations)] = 0.5
     return alphas
 
 
-def test_cells_count_as_inside_by_their_centre_rows_first():
-    inside = cells_inside([(128, 0, 256, 64)], 4)  # cells of 64 pixels: the right half of the first row
+def test_locations_count_as_inside_by_their_centre_rows_first():
+    inside = locations_inside([(128, 0, 256, 64)], 4)  # locations of 64 pixels: the right half of the first row
     assert inside.view(4, 4).int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert not cells_inside([(0, 0, 30, 30)], 4).any()  # no centre in it
+    assert not locations_inside([(0, 0, 30, 30)], 4).any()  # no centre in it
 
 
 def test_an_object_word_is_a_hit_in_any_box_of_its_object_and_chance_is_their_share_of_the_grid():

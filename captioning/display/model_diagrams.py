@@ -1,7 +1,7 @@
 """
 The drawings that explain the model: the encoder's grid, one step of attention, beam search, the whole architecture.
 
-As in figures.py, no function here knows a model, and nothing touches pyplot.
+No function here knows a model; they take arrays and words, and return a matplotlib `Figure`.
 """
 
 import numpy as np
@@ -9,36 +9,27 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 
-from captioning.display.figures import (
-    ATTENTION,
-    ENCODER,
-    GREY,
-    LSTM,
-    WORD,
-    check_image,
-    show_photo,
-    spotlight,
-    upscale_attention,
-)
+from captioning.display.attention_figures import check_image, show_photo, spotlight, upscale_attention
+from captioning.display.palette import ATTENTION, ENCODER, GREY, LSTM, WORD
 
 
-def encoder_grid_figure(image, size=14, dimensions=2048, cell=None):
+def encoder_grid_figure(image, size=14, dimensions=2048, location=None):
     """
-    Draw what the encoder makes of a photo: a grid of cells, each described by one vector.
+    Draw what the encoder makes of a photo: a grid of locations, each described by one vector.
 
     :param image: (H, W, 3) uint8
-    :param size: cells on a side
-    :param dimensions: numbers in a cell's vector
-    :param cell: (row, column) of the cell that is pulled out, default the middle
+    :param size: locations on a side
+    :param dimensions: of a location's vector
+    :param location: (row, column) of the one that is pulled out, default the middle
     :return: Figure; the vector's colours stand for no real numbers
     """
     image = check_image(image)
     height, width = image.shape[:2]
-    row, column = cell or (size // 2, size // 2)
+    row, column = location or (size // 2, size // 2)
     figure = Figure(figsize=(10, 4.4 * max(0.8, height / width)), layout="constrained")
     left, right, vector = figure.subplots(1, 3, width_ratios=(5, 5, 2))
     show_photo(left, image, f"a photo of {width} × {height} pixels", fontsize=13)
-    show_photo(right, image, f"becomes {size} × {size} cells", fontsize=13)
+    show_photo(right, image, f"becomes {size} × {size} locations", fontsize=13)
     draw_grid(right, image, size)
     top, bottom = ((r * height / size - 0.5) for r in (row, row + 1))
     start, end = ((c * width / size - 0.5) for c in (column, column + 1))
@@ -51,8 +42,8 @@ def encoder_grid_figure(image, size=14, dimensions=2048, cell=None):
     vector.set(xlim=(0, 1), ylim=(0, 1), aspect="auto", xticks=[], yticks=[])
     vector.spines[:].set_visible(False)
     vector.add_patch(Rectangle((0.35, 0), 0.3, 1, fill=False, edgecolor=ATTENTION, linewidth=2.5, clip_on=False))
-    vector.set_title("of numbers", fontsize=13)
-    vector.set_xlabel(f"{dimensions} a cell", fontsize=13)
+    vector.set_title("one vector", fontsize=13)
+    vector.set_xlabel(f"{dimensions} dimensions\nper location", fontsize=13)
     for corner, y in ((top, 1), (bottom, 0)):
         line = ConnectionPatch((end, corner), (0.35, y), right.transData, vector.transData, color=ATTENTION)
         figure.add_artist(line)
@@ -76,9 +67,9 @@ def attention_step_diagram(image, scores, word):
     panels = figure.subplots(1, 4, gridspec_kw={"wspace": 0.3, "left": 0.02, "right": 0.98, "bottom": 0.14})
     lit = spotlight(image, upscale_attention(alpha, image.shape[:2]))
     pictures = (
-        (image, None, "features", r"$a_i$, one vector a cell"),
+        (image, None, "features", r"$a_i$, one vector per location"),
         (scores, "PuOr_r", "scores", r"$e_{ti} = f_{att}(a_i, h_{t-1})$"),
-        (alpha, "Oranges", "attention", r"$\alpha_{ti}$ = softmax$_i$($e_{ti}$), in all 1"),
+        (alpha, "Oranges", "attention", r"$\alpha_{ti}$ = softmax$_i$($e_{ti}$), sums to 1"),
         (lit, None, f"context, for “{word}”", r"$z_t = \Sigma_i\, \alpha_{ti}\, a_i$"),
     )
     extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
@@ -96,8 +87,8 @@ def beam_search_tree(steps):
     """
     Draw a beam search: every hypothesis that was kept at each step, with its score, and the winner's path.
 
-    :param steps: one list a step of (words, score): the words so far, ending with `<end>` once complete, and the sum
-        of their log-probabilities; a complete hypothesis is listed at the step where it was completed
+    :param steps: for each step, a list of (words, score): the words so far, ending with `<end>` once complete, and the
+        sum of their log-probabilities; a complete hypothesis is listed at the step where it was completed
     :return: Figure
     :raises ValueError: if there are no steps
     """
@@ -146,12 +137,12 @@ def architecture_diagram(image, words):
     axes.text(3.35, 4.15, "encoder", color=ENCODER, **label)
     draw_arrow(axes, (2.27, 3), (2.78, 3), ENCODER)
     draw_arrow(axes, (3.93, 3), (4.42, 3), ENCODER)
-    for layer in (2, 1, 0):  # the features: a grid of cells with depth
+    for layer in (2, 1, 0):  # the features: a grid of locations with depth
         for row in range(5):
             for column in range(5):
                 corner = (4.48 + 0.24 * column + 0.1 * layer, 2.3 + 0.24 * row + 0.1 * layer)
-                cell = Rectangle(corner, 0.24, 0.24, facecolor="#CFE3F1", edgecolor=ENCODER, linewidth=0.7)
-                axes.add_patch(cell)
+                location = Rectangle(corner, 0.24, 0.24, facecolor="#CFE3F1", edgecolor=ENCODER, linewidth=0.7)
+                axes.add_patch(location)
     axes.text(5.15, 4.15, "features $a_i$", color=ENCODER, **label)
     first = 8.0
     xs = [first + 2.6 * t for t in range(len(words))]
@@ -175,7 +166,7 @@ def architecture_diagram(image, words):
 
 
 def draw_grid(axes, image, size):
-    """Draw the lines of size x size cells over the photo in `axes`."""
+    """Draw the lines of size x size locations over the photo in `axes`."""
     for k in range(1, size):
         axes.axvline(k * image.shape[1] / size - 0.5, color="white", linewidth=0.8)
         axes.axhline(k * image.shape[0] / size - 0.5, color="white", linewidth=0.8)

@@ -1,0 +1,110 @@
+"""
+Where the model looked for each word of a caption, drawn over the photo.
+
+No function here knows a model; they take arrays and words, and return a matplotlib `Figure`.
+"""
+
+import math
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+from skimage.transform import pyramid_expand, resize
+
+PANELS_A_ROW = 6
+
+
+def attention_figure(image, words, alphas, smooth=True, betas=None):
+    """
+    Draw where the model looked for each word (Xu et al. 2015, figure 3): the photo, then one panel per word.
+
+    A panel keeps the photo as it is where the word's attention is highest, and takes light and colour from the rest
+    in proportion.
+
+    :param image: (H, W, 3) uint8, the photo as the encoder saw it
+    :param words: the caption, a list of T words
+    :param alphas: (T, P) or (T, s, s) attention weights, P = s * s; None for a model without attention
+    :param smooth: blend between the grid's locations; otherwise every location is a square
+    :param betas: (T,) share of attention that went to the sentinel and not to the photo (Lu et al. 2017), or None
+    :return: Figure; without `alphas` it holds the photo and the caption alone
+    :raises ValueError: if the shapes do not fit together
+    """
+    image = check_image(image)
+    caption = " ".join(words)
+    if alphas is None:
+        figure = Figure(figsize=(5, 5 * image.shape[0] / image.shape[1] + 0.5), layout="constrained")
+        show_photo(figure.subplots(), image, "\n".join(textwrap.wrap(caption, 48)), fontsize=13)
+        return figure
+    alphas = square_grids(alphas)  # (T, s, s)
+    if len(alphas) != len(words) or (betas is not None and len(betas) != len(words)):
+        raise ValueError(f"{len(words)} words do not fit attention of shape {alphas.shape} and the betas")
+
+    rows = math.ceil((len(words) + 1) / PANELS_A_ROW)
+    columns = math.ceil((len(words) + 1) / rows)  # as few as will do, so that the last row is fuller
+    height = 2.2 * image.shape[0] / image.shape[1] + (0.35 if betas is None else 0.6)
+    figure = Figure(figsize=(2.2 * columns, height * rows + 0.4), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(caption, 18 * columns)), fontsize=14, parse_math=False)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    show_photo(next(panels), image, "")
+    for t, (word, alpha) in enumerate(zip(words, alphas, strict=True)):
+        title = word if betas is None else f"{word}\nβ = {betas[t]:.2f}"
+        light = upscale_attention(alpha, image.shape[:2], smooth)  # (H, W)
+        show_photo(next(panels), spotlight(image, light), title, fontsize=13 if len(word) < 15 else 9)
+    for panel in panels:
+        panel.set_axis_off()
+    return figure
+
+
+def upscale_attention(alpha, size, smooth=True):
+    """
+    Stretch one attention map over the photo, edge to edge.
+
+    :param alpha: (s, s) weights
+    :param size: (height, width) of the photo in pixels
+    :param smooth: blend between locations; otherwise every pixel has the weight of the location it lies in
+    :return: (height, width) floats
+    """
+    alpha = np.asarray(alpha, dtype=np.float64)
+    if not smooth:
+        rows, columns = (np.arange(length) * len(alpha) // length for length in size)
+        return alpha[np.ix_(rows, columns)]
+    factor = max(2, math.ceil(max(size) / len(alpha)))
+    return resize(pyramid_expand(alpha, upscale=factor), size, order=1, anti_aliasing=False)
+
+
+def spotlight(image, light):
+    """
+    Light the photo where the attention is: as it is there, dim and grey where there is none.
+
+    :param image: (H, W, 3) uint8
+    :param light: (H, W) weights of any scale, at least 0
+    :return: (H, W, 3) uint8
+    """
+    light = (light / max(light.max(), np.finfo(np.float64).tiny))[:, :, None]  # (H, W, 1)
+    dim = 0.3 * image.mean(axis=2, keepdims=True)  # (H, W, 1)
+    return (light * image + (1 - light) * dim).astype(np.uint8)
+
+
+def check_image(image):
+    """Give the photo as an array, or a ValueError where it is not (H, W, 3) uint8."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: found {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
+    return image
+
+
+def square_grids(alphas):
+    """Give (T, P) or (T, s, s) attention as (T, s, s)."""
+    alphas = np.asarray(alphas)
+    side = math.isqrt(math.prod(alphas.shape[1:]))
+    if alphas.ndim not in (2, 3) or alphas.size != len(alphas) * side * side:
+        raise ValueError(f"alphas: found shape {alphas.shape}, expected (T, P) of square grids or (T, s, s)")
+    return alphas.reshape(-1, side, side)
+
+
+def show_photo(axes, image, title, fontsize=11, cmap=None, extent=None):
+    """Put a picture into `axes`, without ticks; the title is plain text, whatever signs it holds."""
+    axes.imshow(image, cmap=cmap, extent=extent)
+    axes.set_title(title, fontsize=fontsize, parse_math=False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
