@@ -23,9 +23,10 @@ from tqdm import tqdm
 from captioning.display.caption_tables import CaptionedPhoto, caption_row, check_output, print_captions, write_captions
 from captioning.evaluation import metrics
 from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
-from captioning.loaders import build_loader
+from captioning.features import build_loader
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
-from captioning.storage.files import load_tensors, save_json
+from captioning.storage.files import save_json
+from captioning.storage.tensors import load_tensors
 from captioning.training.interruptions import FiniteCheck, Postponed
 from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
 from utils import UserError, choose_device, run_script, seed_everything

@@ -15,7 +15,7 @@ import torch
 
 from captioning.inference.captioner import build_captioner
 from captioning.networks.backbones import CONVOLUTIONS, FAMILY, IMAGENET_MEAN, IMAGENET_STD, build_backbone
-from captioning.storage.files import save_checkpoint
+from captioning.storage.tensors import save_checkpoint
 from captioning.storage.unpickling import load_pickled_modules
 from datasets import load_word_map
 from utils import UserError, run_script

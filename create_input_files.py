@@ -28,7 +28,8 @@ from captioning.display.figure_files import save_figure
 from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from captioning.preparation.photos import photo_reader
 from captioning.preparation.shapes import create_shapes
-from captioning.storage.files import MAX_IMAGE_SIZE, atomic_path, new_hdf5, remove_leftovers
+from captioning.storage.files import atomic_path, remove_leftovers
+from captioning.storage.hdf5 import MAX_IMAGE_SIZE, new_hdf5
 from utils import UserError, run_script
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split

@@ -9,12 +9,12 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from captioning.storage.files import MAX_IMAGE_SIZE, check_file, load_json
+from captioning.storage.files import load_json
+from captioning.storage.hdf5 import map_rows, open_hdf5
 from utils import UserError
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
@@ -296,47 +296,6 @@ def load_table(path, dimensions):
         shape = "a list of whole numbers" if dimensions == 1 else "lists of whole numbers, all of one length"
         raise UserError(f"{path}: {shape} expected; make the file again with create_input_files.py") from None
     return table.astype(np.int64)
-
-
-def map_rows(path, name):
-    """
-    :return: the dataset `name` of an HDF5 file as an array that is read from disk row by row, as it is used
-
-    A dataset that lies in one piece, as ours do, is mapped into memory: twenty times as fast as h5py for single rows,
-    and shared by all workers. A compressed or chunked one is read through h5py.
-    """
-    rows = open_hdf5(path, name)[name]
-    offset = rows.id.get_offset()
-    if offset is None:
-        return rows
-    return np.memmap(path, dtype=rows.dtype, mode="r", offset=offset, shape=rows.shape)
-
-
-def open_hdf5(path, name):
-    """
-    :return: an open h5py.File that holds the dataset `name`
-    :raises UserError: if the file is missing, broken, or another
-    """
-    if not Path(path).exists():
-        raise UserError(
-            f"{path}: no such file; make it with create_input_files.py, or mend --data_folder or --data_name"
-        )
-    check_file(path)
-    try:
-        file = h5py.File(path, "r", locking=False)  # files never change once they have their name
-        rows = file.get(name)
-    except Exception as error:  # what a damaged file makes of the HDF5 library is not to be foreseen
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path}: is not a whole HDF5 file ({reason}); make it again") from None
-    if not isinstance(rows, h5py.Dataset) or rows.ndim != 4 or rows.size == 0:
-        raise UserError(f"{path}: has no photos under '{name}'; make it again with create_input_files.py")
-    if rows.external or rows.is_virtual or rows.file.filename != file.filename:
-        raise UserError(f"{path}: its '{name}' lie in another file; give one that holds them itself")
-    if name == "images" and (rows.shape[1] != 3 or rows.shape[2] != rows.shape[3] or rows.dtype != np.uint8):
-        raise UserError(f"{path}: photos of {rows.shape} {rows.dtype} found, (photos, 3, side, side) uint8 expected")
-    if name == "images" and rows.shape[3] > MAX_IMAGE_SIZE:
-        raise UserError(f"{path}: photos of {rows.shape[3]} pixels found, at most {MAX_IMAGE_SIZE} expected")
-    return file
 
 
 def captions_per_image(file):

@@ -13,8 +13,8 @@ from captioning.display.figure_files import save_figure
 from captioning.evaluation.calibration import collect, fit_temperature, measure
 from captioning.evaluation.pointing_game import pointing_game
 from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
+from captioning.features import build_loader
 from captioning.inference.captioner import check_photos, load_captioner, locate_data
-from captioning.loaders import build_loader
 from captioning.storage.files import save_json
 from utils import UserError, choose_device, run_script
 

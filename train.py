@@ -17,8 +17,9 @@ from tqdm import tqdm
 from captioning import distributed
 from captioning.display.attention_figures import attention_figure
 from captioning.evaluation import metrics
+from captioning.features import build_loader
 from captioning.inference.captioner import Captioner
-from captioning.loaders import build_loader
+from captioning.storage.hdf5 import open_hdf5
 from captioning.training.augmentation import says_left_or_right
 from captioning.training.interruptions import FiniteCheck, Postponed
 from captioning.training.losses import top_k_accuracy
@@ -26,7 +27,7 @@ from captioning.training.run import check_config, start_run
 from captioning.training.run_folder import RunFolder
 from captioning.training.schedules import teacher_forcing
 from captioning.training.self_critical import SelfCritic
-from datasets import BatchOrder, CaptionDataset, open_hdf5
+from datasets import BatchOrder, CaptionDataset
 from utils import Stopped, run_script, seed_everything
 
 

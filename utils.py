@@ -81,6 +81,11 @@ def one_line(error):
     return "".join(c if c.isprintable() else "?" for c in last_line.removeprefix("utils.UserError: "))
 
 
+def short(value):
+    """:return: a value as a message shows it"""
+    return repr(value)[:80] if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
 def parse_args(config_class, args=None):
     """Build `config_class` from the command line; a wrong option is a UserError of one line."""
     complaint = io.StringIO()

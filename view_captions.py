@@ -18,7 +18,8 @@ from captioning.evaluation import metrics
 from captioning.features import read_images
 from captioning.inference.captioner import check_photos, load_captioner, locate_data, newest_checkpoint
 from captioning.storage.files import load_json
-from datasets import CaptionDataset, open_hdf5
+from captioning.storage.hdf5 import open_hdf5
+from datasets import CaptionDataset
 from utils import UserError, choose_device, run_script
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from captioning.blip.transformer import Blip
-from captioning.storage.files import save_checkpoint
+from captioning.storage.tensors import save_checkpoint
 from captioning.training.schedules import Schedule
 from utils import UserError, choose_autocast
 

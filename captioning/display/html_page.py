@@ -34,9 +34,7 @@ class PageCaption:
 
     model: str  # the model's name, the same on all photos
     words: list  # T words
-    alphas: np.ndarray | None = (
-        None  # (T, P), P = s * s locations; (T + 1, P) with <end>; None without attention
-    )
+    alphas: np.ndarray | None = None  # (T, P), P = s * s locations; (T + 1, P) with <end>; None without attention
     log_prob: float | None = None  # natural logarithm of the caption's probability
     scores: dict = field(default_factory=dict)  # metric -> number, higher is better; empty without references
 

@@ -16,7 +16,7 @@ from captioning.inference.search import Rules, beam_search, sample
 from captioning.networks.backbones import Encoder
 from captioning.networks.ensemble import Encoders, Ensemble
 from captioning.networks.registry import build_decoder
-from captioning.storage.files import check_weights, load_checkpoint
+from captioning.storage.tensors import check_weights, load_checkpoint
 from datasets import check_word_map
 from utils import UserError
 

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from captioning.speed.shared_products import matmul_dtype
-from captioning.storage.files import check_weights, short
-from utils import UserError
+from captioning.storage.tensors import check_weights
+from utils import UserError, short
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -16,7 +16,6 @@ from torch import nn
 
 from captioning.networks.backbones import resize_grid
 from captioning.speed.shared_products import Linear
-from captioning.storage.files import short
 from models import (
     Attention,
     CaptionDecoder,
@@ -26,7 +25,7 @@ from models import (
     mean_cell,
     run_lstm,
 )
-from utils import UserError
+from utils import UserError, short
 
 
 class ShowAndTell(CaptionDecoder):

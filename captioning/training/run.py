@@ -14,11 +14,11 @@ from captioning.evaluation import metrics
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import SETTINGS, build_decoder
 from captioning.preparation.word_vectors import load_word_vectors
-from captioning.storage.files import check_weights, load_tensors, short
+from captioning.storage.tensors import check_weights, load_tensors
 from captioning.training.augmentation import Augmentation
 from captioning.training.losses import CaptionLoss
 from captioning.training.schedules import SCHEDULES, TEACHER_FORCING, Schedule
-from utils import UserError, choose_autocast
+from utils import UserError, choose_autocast, short
 
 
 class EncoderDecoder(torch.nn.Module):

@@ -22,7 +22,8 @@ import torchvision
 from torch.utils.tensorboard import SummaryWriter
 
 from captioning.distributed import is_first
-from captioning.storage.files import atomic_path, load_checkpoint, load_json, remove_leftovers, save_checkpoint
+from captioning.storage.files import atomic_path, load_json, remove_leftovers
+from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from utils import UserError
 
 CURVES = "events.out.tfevents.*"  # TensorBoard's files

@@ -26,7 +26,7 @@ from captioning.blip.transformer import IGNORED, load_blip, new_blip
 from captioning.evaluation import metrics
 from captioning.preparation.photos import read_photo
 from captioning.preparation.shapes import create_shapes
-from captioning.storage.files import load_tensors
+from captioning.storage.tensors import load_tensors
 from datasets import CaptionDataset
 from utils import UserError
 

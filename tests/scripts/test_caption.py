@@ -20,7 +20,7 @@ from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.preparation.photo_batches import find_photos
 from captioning.preparation.photos import read_photo
-from captioning.storage.files import load_checkpoint, save_checkpoint
+from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from utils import UserError, parse_args
 
 SIDE = 64

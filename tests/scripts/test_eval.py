@@ -10,8 +10,8 @@ from saved_model import save_model
 
 from captioning.evaluation import metrics
 from captioning.evaluation.calibration import collect, measure
+from captioning.features import build_loader
 from captioning.inference.captioner import load_captioner
-from captioning.loaders import build_loader
 from eval import Config, main
 from utils import UserError
 

@@ -25,7 +25,7 @@ from captioning import distributed
 from captioning.evaluation import metrics
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
-from captioning.storage.files import load_checkpoint
+from captioning.storage.tensors import load_checkpoint
 from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder
 from datasets import BatchOrder

@@ -11,7 +11,7 @@ from kill_training import equal, scalars
 
 import train
 from captioning.evaluation import metrics
-from captioning.storage.files import load_checkpoint
+from captioning.storage.tensors import load_checkpoint
 from captioning.training.interruptions import SMALLEST_SCALE, FiniteCheck, Postponed
 from captioning.training.run import Run
 from utils import Stopped, UserError, run_script

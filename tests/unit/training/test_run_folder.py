@@ -11,7 +11,8 @@ import torch
 from kill_training import scalars
 from torch.utils.tensorboard import SummaryWriter
 
-from captioning.storage.files import atomic_path, load_checkpoint, lock, remove_leftovers, save_checkpoint
+from captioning.storage.files import atomic_path, lock, remove_leftovers
+from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from captioning.training.run_folder import RunFolder
 from train import Config
 from utils import UserError
