@@ -82,7 +82,9 @@ def one_line(error):
 
 
 def short(value):
-    """:return: a value as a message shows it"""
+    """:return: a value as a message shows it, whatever a file put there"""
+    if isinstance(value, int) and value.bit_length() > 64:  # thousands of digits are slow to write, or refused
+        return "a number of many digits"
     return repr(value)[:80] if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 

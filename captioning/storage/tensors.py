@@ -12,12 +12,14 @@ import torch
 
 from captioning.storage.files import atomic_path, check_file
 from captioning.storage.hdf5 import MAX_IMAGE_SIZE
-from utils import UserError
+from utils import UserError, short
+
+FORMAT = 1  # of checkpoints; a higher one has parts that this code would not understand
 
 
 def save_checkpoint(content, path, predecessor=None):
     """
-    Write a checkpoint, atomically.
+    Write a checkpoint, atomically, with the version of its format.
 
     :param content: dict of state dicts, numbers, strings, lists and dicts: plain types only, so that
         `load_checkpoint` needs to run no code of the file's
@@ -27,7 +29,7 @@ def save_checkpoint(content, path, predecessor=None):
     with atomic_path(path, predecessor) as temporary:
         try:
             with temporary.open("wb") as file:
-                torch.save(content, file)
+                torch.save({"format": FORMAT, **content}, file)
         except RuntimeError as error:  # what torch makes of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else OSError(error) from error
 
@@ -40,6 +42,11 @@ def load_checkpoint(path, device="cpu"):
     :raises UserError: if the file is missing, damaged, or not a checkpoint of train.py
     """
     checkpoint = load_tensors(path, device)
+    version = checkpoint.get("format", FORMAT)  # files written before there were versions have none
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise UserError(
+            f"{path}: format {short(version)} found, 1 to {FORMAT} expected; update this project to read it"
+        )
     kinds = {"config": dict, "word_map": dict, "image_size": int, "encoder": dict, "decoder": dict}
     missing = set(kinds) - set(checkpoint)
     if missing:
@@ -99,7 +106,7 @@ def check_archive(path):
 def check_weights(module, state_dict, name):
     """
     :param module: what the weights are for; it may be on the meta device, where only shapes are
-    :raises UserError: if a state dict does not fit the module, or has weights that are no finite numbers
+    :raises UserError: if a state dict does not fit the module, or has weights that are not finite numbers
     """
     own = module.state_dict()
     for key in dict.fromkeys([*own, *state_dict]):
@@ -107,7 +114,7 @@ def check_weights(module, state_dict, name):
         if found != expected:
             raise UserError(f"{name}: '{str(key)[:80]}' is {found}, its model needs {expected}")
         if state_dict[key].is_meta or not state_dict[key].isfinite().all():
-            raise UserError(f"{name}: '{key}' has values that are no finite numbers; the model is of no use")
+            raise UserError(f"{name}: '{key}' has values that are not finite numbers; the model is of no use")
 
 
 def describe_tensor(tensor):

@@ -1,6 +1,8 @@
 """The tutorial's pickled checkpoints, of old and new PyTorch, become ours and say what they said before."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -10,20 +12,27 @@ from tutorial_models import greedy_caption, make_models, save
 
 from captioning.inference.captioner import load_captioner
 from captioning.inference.search import beam_search
+from captioning.inference.tutorial_checkpoint import find_network
 from captioning.networks.backbones import ENCODERS, build_backbone
-from convert_checkpoint import Config, find_network, main
+from convert_checkpoint import Config, main
 from utils import UserError
-from view_captions import describe
+from view_captions import model_note
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def tutorial(tmp_path_factory):
     """A folder with a checkpoint of the tutorial in each format, and its word map."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "WORDMAP_tiny.json").write_text(json.dumps(WORD_MAP))
     for format in ("zip", "legacy", "oldest"):
         save(folder / f"{format}.pth.tar", *make_models(WORD_MAP, grid=6), format)
     return folder
+
+
+@pytest.fixture
+def folder(tutorial, tmp_path):
+    """A copy of it, to convert in."""
+    return shutil.copytree(tutorial, tmp_path / "tutorial", copy_function=os.link)
 
 
 def convert(folder, name, **options):
@@ -58,7 +67,7 @@ def test_the_checkpoint_says_what_it_was_and_which_data_it_saw(folder):
     assert (settings["attention_dim"], settings["embed_dim"], settings["decoder_dim"]) == (6, 7, 8)
     assert settings["data_folder"] == str(folder) and settings["data_name"] == "tiny"
     assert checkpoint["word_map"] == WORD_MAP and checkpoint["image_size"] == 256
-    assert describe("old", path, checkpoint) == f"old: soft decoder on resnet18, 12 epochs ({path})"
+    assert model_note("old", path, checkpoint) == f"old: soft decoder on resnet18, 12 epochs ({path})"
 
 
 def test_models_that_were_put_into_data_parallel_are_taken_out_of_it(folder):
@@ -95,7 +104,7 @@ def change(encoder, decoder, what):
         return "'head.weight' found in its encoder"
     if what == "not a number":
         decoder.fc.weight.data[2, 3] = torch.nan
-        return "'fc.weight' has values that are no finite numbers"
+        return "'fc.weight' has values that are not finite numbers"
     decoder.init_h = torch.nn.Linear(512, 9)
     return r"'init_h.weight' is float32 of shape \(9, 512\), its model needs float32 of shape \(8, 512\)"
 
@@ -108,3 +117,19 @@ def test_a_model_that_is_not_the_tutorials_is_refused(folder, tmp_path, what):
     with pytest.raises(UserError, match=f"changed.pth.tar: .*{expected}"):
         convert(tmp_path, "changed", word_map=folder / "WORDMAP_tiny.json")
     assert not (tmp_path / "changed.pth").exists()
+
+
+@pytest.mark.parametrize("output", ["zip.pth.tar", "WORDMAP_tiny.json", "model.pth", "link.pth"])
+def test_a_file_that_is_there_is_never_replaced(folder, output):
+    (folder / "model.pth").write_bytes(b"trained for days")
+    (folder / "link.pth").symlink_to("zip.pth.tar")
+    before = (folder / output).read_bytes()
+    with pytest.raises(UserError, match=f"output: .*{output} is there already"):
+        convert(folder, "zip", output=folder / output)
+    assert (folder / output).read_bytes() == before
+
+
+@pytest.mark.parametrize("epoch", [10**6000, -1, "11", 2.5], ids=["huge", "negative", "text", "half"])
+def test_a_number_of_epochs_that_is_none_counts_as_none_done(folder, epoch):
+    save(folder / "odd.pth.tar", *make_models(WORD_MAP, grid=6), "zip", epoch=epoch)
+    assert load_captioner(convert(folder, "odd"))[1]["progress"] == {"epoch": 0}
