@@ -13,32 +13,30 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-
-from captioning.display.caption_tables import CaptionedPhoto, caption_row, check_output, print_captions, write_captions
-from captioning.evaluation import metrics
-from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
-from captioning.features import build_loader
-from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
-from captioning.storage.files import save_json
-from captioning.storage.tensors import load_tensors
-from captioning.training.interruptions import FiniteCheck, Postponed
-from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
-from utils import UserError, choose_device, run_script, seed_everything
-
-try:
-    import transformers
-except ImportError:
-    print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
-    sys.exit(2)
-
-from captioning.blip.fine_tuning import start_run
-from captioning.blip.transformer import IGNORED, load_blip, new_blip
+from captioning.command_line import check_command_line, check_fields, run_script
+from utils import (
+    BeamSize,
+    BeamSizes,
+    CaptionLength,
+    Count,
+    Dimension,
+    ImageSize,
+    Layers,
+    Metric,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Precision,
+    Seed,
+    Share,
+    Split,
+    UserError,
+    Workers,
+    choose_device,
+    seed_everything,
+)
 
 SHAPES = "shapes_5_cap_per_img_5_min_word_freq"
 
@@ -52,37 +50,37 @@ class Finetune:
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
     resume: bool = False  # go on with the run whose training.pth is in output_folder
-    save_minutes: float = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
+    save_minutes: NotNegative = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
 
     # What is learned
     freeze_vision: bool = False  # train the text transformer alone
-    captions_per_photo: int = 5  # that are learned when a photo is seen; of more, some are drawn anew each time
-    max_pieces: int = 50  # longer captions are cut, in word pieces
-    label_smoothing: float = 0.1  # share of the target that is spread over all pieces (0.1 in BLIP's own code)
+    captions_per_photo: Count = 5  # that are learned when a photo is seen; of more, some are drawn anew each time
+    max_pieces: CaptionLength = 50  # longer captions are cut, in word pieces
+    label_smoothing: Share = 0.1  # share of the target that is spread over all pieces (0.1 in BLIP's own code)
 
     # Optimizer: AdamW; the learning rate rises, then falls to 0 along half a cosine
-    epochs: int = 5  # if nothing stops the run before (5 in the paper)
-    batch_size: int = 8  # photos a step, each with its captions
-    accumulate: int = 4  # steps whose gradients are added up before the weights change
-    lr: float = 1e-5  # highest learning rate (1e-5 in the paper)
-    warmup_share: float = 0.05  # share of the run in which the learning rate rises
-    weight_decay: float = 0.05  # pull of all weights towards 0 (0.05 in the paper)
-    clip_at: float = 1.0  # largest norm of the gradients
-    seed: int = 0  # of the order of the photos, the captions that are drawn, dropout
+    epochs: Count = 5  # if nothing stops the run before (5 in the paper)
+    batch_size: Count = 8  # photos a step, each with its captions
+    accumulate: Count = 4  # steps whose gradients are added up before the weights change
+    lr: Positive = 1e-5  # highest learning rate (1e-5 in the paper)
+    warmup_share: Share = 0.05  # share of the run in which the learning rate rises
+    weight_decay: NotNegative = 0.05  # pull of all weights towards 0 (0.05 in the paper)
+    clip_at: Positive = 1.0  # largest norm of the gradients
+    seed: Seed = 0  # of the order of the photos, the captions that are drawn, dropout
 
     # Validation, after each epoch, on captions that the model writes by itself
-    val_beam_size: int = 3  # 1 for greedy choice
-    val_batch_size: int = 16  # photos
-    val_share: float = 1.0  # share of the split's photos that are captioned
-    stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
-    stop_patience: int = 2  # epochs without a better score before the run ends
+    val_beam_size: BeamSize = 3  # 1 for greedy choice
+    val_batch_size: Count = 16  # photos
+    val_share: PositiveShare = 1.0  # share of the split's photos that are captioned
+    stop_metric: Metric = "BLEU-4"  # what 'better' means
+    stop_patience: Count = 2  # epochs without a better score before the run ends
 
     # Speed and memory
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
-    precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
+    precision: Precision = "float32"  # of the matrix products (autocast)
     gradient_checkpointing: bool = False  # compute each layer twice rather than remember it: less memory, more time
-    workers: int = 0  # processes that read batches ahead; 0 reads in the training process
-    print_every: int = 100  # batches between two readings of the loss
+    workers: Workers = 0  # processes that read batches ahead; 0 reads in the training process
+    print_every: Count = 100  # batches between two readings of the loss
 
 
 @dataclass
@@ -92,11 +90,11 @@ class Caption:
     img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
     model: str = "blip_finetuned_model"  # folder, or name on the Hugging Face hub
     output: str | None = None  # also write the captions here: .csv, .json or .html
-    beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
-    normalisation: str = "none"  # how captions are ranked: 'none' by log-probability, 'length' by its mean over pieces
-    max_length: int = 50  # longest caption, in word pieces
-    batch_size: int = 16  # photos that are captioned at once
-    workers: int | None = None  # processes that read photos; 0: this one alone; default one a core, if there are many
+    beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
+    normalisation: Literal["none", "length"] = "none"  # rank captions by log-probability, or its mean
+    max_length: CaptionLength = 50  # longest caption, in word pieces
+    batch_size: Count = 16  # photos that are captioned at once
+    workers: Workers | None = None  # processes that read photos; 0: this one alone; default one per core
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
 
@@ -107,13 +105,13 @@ class Eval:
     model: str = "blip_finetuned_model"  # folder, or name on the Hugging Face hub
     data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
     data_name: str = SHAPES  # what their names share
-    split: tuple[str, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
-    beam_sizes: tuple[int, ...] = (1, 3, 5)  # a row of the table each; 1 is greedy choice
-    normalisation: str = "none"  # how captions are ranked: 'none' by log-probability, 'length' by its mean over pieces
-    max_length: int = 50  # longest caption, in word pieces
+    split: tuple[Split, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
+    beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
+    normalisation: Literal["none", "length"] = "none"  # rank captions by log-probability, or its mean
+    max_length: CaptionLength = 50  # longest caption, in word pieces
     output_folder: str | None = None  # for all that is written; default the model's folder, or outputs/<its name>
-    batch_size: int = 16  # photos that are searched at once
-    workers: int = 0  # processes that read batches ahead; 0 reads in this process
+    batch_size: Count = 16  # photos that are searched at once
+    workers: Workers = 0  # processes that read batches ahead; 0 reads in this process
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
 
@@ -124,21 +122,50 @@ class New:
     data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_small"  # where the model goes
-    image_size: int = 128  # side of the photos that it sees, in pixels
-    patch_size: int = 16  # side of a patch, in pixels
-    dim: int = 128  # numbers that stand for a patch or a word piece
-    layers: int = 4  # of each of its two transformers
-    heads: int = 4  # of each attention
-    seed: int = 0  # of the weights
+    image_size: ImageSize = 128  # side of the photos that it sees, in pixels
+    patch_size: ImageSize = 16  # side of a patch, in pixels
+    dim: Dimension = 128  # numbers that stand for a patch or a word piece
+    layers: Layers = 4  # of each of its two transformers
+    heads: Layers = 4  # of each attention
+    seed: Seed = 0  # of the weights
 
 
 COMMANDS = Finetune | Caption | Eval | New
 
 
+if __name__ == "__main__":
+    check_command_line(COMMANDS)  # before the imports below, which take seconds: --help comes at once
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from captioning.display.caption_tables import CaptionedPhoto, caption_row, check_output, print_captions, write_captions
+from captioning.evaluation import metrics
+from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
+from captioning.features import build_loader
+from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
+from captioning.storage.files import save_json
+from captioning.storage.tensors import load_tensors
+from captioning.training.interruptions import FiniteCheck, Postponed
+from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
+
+try:
+    import transformers
+except ImportError:
+    print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
+    sys.exit(2)
+
+from captioning.blip.fine_tuning import start_run
+from captioning.blip.transformer import IGNORED, load_blip, new_blip
+
+
 def main(config):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    check(config)
+    check_config(config)
     {Finetune: finetune, Caption: caption, Eval: evaluate, New: new}[type(config)](config)
 
 
@@ -299,25 +326,11 @@ def new(config):
     print(f"A BLIP of {weights / 1e6:.1f} million random weights that knows {len(words)} words: {config.output_folder}")
 
 
-def check(config):
+def check_config(config):
     """:raises UserError: if a setting makes no sense"""
-    positive = {"captions_per_photo", "max_pieces", "epochs", "batch_size", "accumulate", "lr", "clip_at",
-                "val_beam_size", "val_batch_size", "val_share", "stop_patience", "print_every", "beam_size",
-                "max_length", "image_size", "patch_size", "dim", "layers", "heads"}  # fmt: skip
-    ranges = {"val_share": (0, 1), "label_smoothing": (0, 1), "warmup_share": (0, 1), "save_minutes": (0, math.inf),
-              "weight_decay": (0, math.inf), "workers": (0, 1024), "seed": (0, 2**32 - 1)}  # fmt: skip
-    choices = {"stop_metric": metrics.ALL, "normalisation": ("none", "length")}
-    for name, value in asdict(config).items():
-        if name in positive and value <= 0:
-            raise UserError(f"{name}: {value} found, more than 0 expected")
-        if name in ranges and value is not None and not ranges[name][0] <= value <= ranges[name][1]:
-            raise UserError(f"{name}: {value} found, {ranges[name][0]} to {ranges[name][1]} expected")
-        if name in choices and value not in choices[name]:
-            raise UserError(f"{name}: '{value}' found, one of {', '.join(choices[name])} expected")
+    check_fields(config)
     if isinstance(config, Caption):
         check_output(config.output)
-    if isinstance(config, Eval):
-        check_splits(config.split, config.beam_sizes)
     if isinstance(config, New):
         for name, value, by in (("image_size", config.image_size, "patch_size"), ("dim", config.dim, "heads")):
             if value % getattr(config, by):

@@ -11,6 +11,52 @@ caption; several checkpoints after `--model` decide together, as an ensemble.
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from captioning.command_line import check_command_line, check_fields, run_script
+from utils import (
+    BeamSize,
+    CaptionLength,
+    Count,
+    CountOrZero,
+    LengthOrZero,
+    Positive,
+    PositiveShare,
+    Ranking,
+    Seed,
+    UserError,
+    Workers,
+    choose_device,
+)
+
+
+@dataclass
+class Config:
+    img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
+    model: tuple[str, ...] = ()  # checkpoints of train.py, several for an ensemble; default the newest runs/*/best.pth
+    output: str | None = None  # also write the captions here: .csv, .json or .html
+    beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
+    normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
+    reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
+    n_best: BeamSize = 1  # captions per photo, best first; at most beam_size
+    sample: bool = False  # draw each word by its probability instead of searching
+    top_k: CountOrZero = 0  # draw among this many likeliest words; 0 for all
+    top_p: PositiveShare = 1.0  # draw among the likeliest words that hold this probability together
+    seed: Seed | None = None  # draw the same again (for the same photos and batch_size); default another draw each time
+    temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
+    min_length: LengthOrZero = 0  # shortest caption, in words
+    max_length: CaptionLength = 50  # longest caption, in words
+    no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule
+    no_unk: bool = False  # never write <unk>
+    alphas: bool = False  # put where the model looked into the .json file
+    dont_smooth: bool = False  # draw each location of the attention figure as a square
+    figure: str | None = None  # write the attention figure here; default a window, or outputs/ without a display
+    batch_size: Count = 32  # photos that are captioned at once
+    workers: Workers | None = None  # processes that read photos; 0: this one alone; default one per core
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+
+
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
+
 import numpy as np
 import torch
 
@@ -24,36 +70,10 @@ from captioning.display.caption_tables import (
 )
 from captioning.inference.captioner import load_captioner
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
-from utils import UserError, choose_device, run_script
-
-
-@dataclass
-class Config:
-    img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
-    model: tuple[str, ...] = ()  # checkpoints of train.py, several for an ensemble; default the newest runs/*/best.pth
-    output: str | None = None  # also write the captions here: .csv, .json or .html
-    beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
-    normalisation: str = "none"  # how finished captions are ranked: none, length (mean over words) or reward
-    reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
-    n_best: int = 1  # captions per photo, best first; at most beam_size
-    sample: bool = False  # draw each word by its probability instead of searching
-    top_k: int = 0  # draw among this many likeliest words; 0 for all
-    top_p: float = 1.0  # draw among the likeliest words that hold this probability together
-    seed: int | None = None  # draw the same again (for the same photos and batch_size); default another draw each time
-    temperature: float = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
-    min_length: int = 0  # shortest caption, in words
-    max_length: int = 50  # longest caption, in words
-    no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
-    no_unk: bool = False  # never write <unk>
-    alphas: bool = False  # put where the model looked into the .json file
-    dont_smooth: bool = False  # draw each location of the attention figure as a square
-    figure: str | None = None  # write the attention figure here; default a window, or outputs/ without a display
-    batch_size: int = 32  # photos that are captioned at once
-    workers: int | None = None  # processes that read photos; 0: this one alone; default one per core, if there are many
-    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
 
 def main(config):
+    check_fields(config)
     paths = find_photos(config.img)
     single = is_single_photo(config.img, paths)
     drawn = single and (config.figure is not None or config.output is None)
@@ -73,16 +93,11 @@ def main(config):
 
 def check_config(config, suffix, drawn):
     """:raises UserError: if a setting, or several together, make no sense"""
-    for name in ("beam_size", "n_best", "max_length", "batch_size", "min_length", "top_k", "workers", "seed"):
-        value, least = getattr(config, name), name in ("beam_size", "n_best", "max_length", "batch_size")
-        if value is not None and value < least:
-            raise UserError(f"{name}: {value} found, {least:d} or more expected")
     given = {field.name for field in fields(config) if getattr(config, field.name) != field.default}
     of_search = ", ".join(sorted(given & {"beam_size", "normalisation", "reward", "n_best"}))
     of_sampling = ", ".join(sorted(given & {"top_k", "top_p", "seed"}))
     check_output(config.output)
     for wrong, message in (  # what decoding.py checks is left to it
-        (not 0 < config.top_p <= 1, f"top_p: {config.top_p} found, more than 0 and at most 1 expected"),
         (config.sample and of_search, f"{of_search}: found with --sample, but for beam search; leave one of them out"),
         (not config.sample and of_sampling, f"{of_sampling}: found without --sample; add it"),
         ((config.normalisation == "reward") != ("reward" in given),

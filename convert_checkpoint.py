@@ -7,9 +7,8 @@ view_captions.py read. Nothing that the tutorial's file asks for is run.
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.inference.tutorial_checkpoint import load_tutorial_checkpoint
-from captioning.storage.tensors import save_checkpoint
-from utils import UserError, run_script
+from captioning.command_line import check_command_line, check_fields, run_script
+from utils import UserError
 
 
 @dataclass
@@ -19,7 +18,15 @@ class Config:
     output: str  # checkpoint to write, such as runs/tutorial/best.pth
 
 
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
+
+from captioning.inference.tutorial_checkpoint import load_tutorial_checkpoint
+from captioning.storage.tensors import save_checkpoint
+
+
 def main(config):
+    check_fields(config)
     output = Path(config.output)
     if output.exists() or output.is_symlink():  # the tutorial's own file, perhaps, or a model that took days to train
         raise UserError(f"output: {output} is there already; give the new checkpoint another name")

@@ -23,14 +23,15 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from captioning.command_line import check_fields, run_script
 from captioning.display.charts import length_histogram
 from captioning.display.figure_files import save_figure
 from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
 from captioning.preparation.photos import photo_reader
 from captioning.preparation.shapes import create_shapes
 from captioning.storage.files import atomic_path, remove_leftovers
-from captioning.storage.hdf5 import MAX_IMAGE_SIZE, new_hdf5
-from utils import UserError, run_script
+from captioning.storage.hdf5 import new_hdf5
+from utils import CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
 
 KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
@@ -41,19 +42,19 @@ class Config:
     annotations: tuple[str, ...] | None = None  # JSON (Karpathy's, COCO's) or CSV/TSV files; none: draw shapes
     image_folder: str | None = None  # where the photos lie; none: images/ beside the annotations
     output_folder: str | None = None  # where the files go; none: data/<dataset>
-    captions_per_image: int = 5  # captions stored of a photo: drawn if it has more, repeated if it has fewer
-    min_word_freq: int = 5  # words that the training captions hold no more than this often become <unk>
-    max_len: int = 50  # longest caption, in words; longer ones are left out, as references they stay
-    image_size: int = 256  # width and height of the stored photos, in pixels
-    workers: int | None = None  # processes that read photos; none: one a core, 0: this process alone
-    seed: int = 0  # of the draws of captions and splits, and of the built-in dataset
-    max_unreadable: float = 0.01  # share of missing or damaged photos, 0 to 1, above which the run ends
-    val_share: float = 0.1  # share of photos drawn for validation where the annotations name no split, 0 to 1
-    test_share: float = 0.1  # share of photos drawn for testing where the annotations name no split, 0 to 1
+    captions_per_image: Count = 5  # captions stored of a photo: drawn if it has more, repeated if it has fewer
+    min_word_freq: CountOrZero = 5  # words that the training captions hold no more than this often become <unk>
+    max_len: CaptionLength = 50  # longest caption, in words; longer ones are left out, as references they stay
+    image_size: ImageSize = 256  # width and height of the stored photos, in pixels
+    workers: Workers | None = None  # processes that read photos; none: one a core, 0: this process alone
+    seed: Seed = 0  # of the draws of captions and splits, and of the built-in dataset
+    max_unreadable: Share = 0.01  # share of missing or damaged photos, 0 to 1, above which the run ends
+    val_share: Share = 0.1  # share of photos drawn for validation where the annotations name no split, 0 to 1
+    test_share: Share = 0.1  # share of photos drawn for testing where the annotations name no split, 0 to 1
 
 
 def main(config):
-    check(config)
+    check_config(config)
     output_folder = Path(config.output_folder or f"data/{config.dataset}")
     base = f"{config.dataset}_{config.captions_per_image}_cap_per_img_{config.min_word_freq}_min_word_freq"
     remove_leftovers(output_folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)")
@@ -83,18 +84,9 @@ def main(config):
     print(f"Written to {output_folder} under the name {base}")
 
 
-def check(config):
+def check_config(config):
     """:raises UserError: if a field of the config makes no sense"""
-    for name, least in (("captions_per_image", 1), ("min_word_freq", 0), ("max_len", 1), ("image_size", 1)):
-        if getattr(config, name) < least:
-            raise UserError(f"{name}: is {getattr(config, name)}, expected {least} or more")
-    if config.image_size > MAX_IMAGE_SIZE:
-        raise UserError(f"image_size: is {config.image_size}, expected {MAX_IMAGE_SIZE} or less")
-    if config.workers is not None and config.workers < 0:
-        raise UserError(f"workers: is {config.workers}, expected 0 or more")
-    for name in ("max_unreadable", "val_share", "test_share"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"{name}: is {getattr(config, name)}, expected a share from 0 to 1")
+    check_fields(config)
     if config.val_share + config.test_share >= 1:
         raise UserError("val_share, test_share: leave no photos to train on; expected less than 1 together")
     if not re.fullmatch(r"[\w. -]+", config.dataset):

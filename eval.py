@@ -8,38 +8,55 @@ are scored as one model, an ensemble. The files that it writes are listed in `ma
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.display.charts import reliability_diagram
-from captioning.display.figure_files import save_figure
-from captioning.evaluation.calibration import collect, fit_temperature, measure
-from captioning.evaluation.pointing_game import pointing_game
-from captioning.evaluation.split_scores import check_splits, default_split, print_split, score_split, training_captions
-from captioning.features import build_loader
-from captioning.inference.captioner import check_photos, load_captioner, locate_data
-from captioning.storage.files import save_json
-from utils import UserError, choose_device, run_script
+from captioning.command_line import check_command_line, check_fields, run_script
+from utils import (
+    BeamSizes,
+    CaptionLength,
+    Count,
+    LengthOrZero,
+    Positive,
+    Ranking,
+    Split,
+    UserError,
+    Workers,
+    choose_device,
+)
 
 
 @dataclass
 class Config:
     checkpoint: tuple[str, ...] = ()  # of train.py, several for an ensemble; default the newest runs/*/best.pth
-    split: tuple[str, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
-    beam_sizes: tuple[int, ...] = (1, 3, 5)  # a row of the table each; 1 is greedy choice
-    normalisation: str = "none"  # how finished captions are ranked: none, length (mean over words) or reward
+    split: tuple[Split, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
+    beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
+    normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
-    temperature: float = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
-    min_length: int = 0  # shortest caption, in words
-    max_length: int = 50  # longest caption, in words
-    no_repeat_ngram: int = 0  # no sequence of this many words twice in a caption; 0 for no rule
+    temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
+    min_length: LengthOrZero = 0  # shortest caption, in words
+    max_length: CaptionLength = 50  # longest caption, in words
+    no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
     calibrate: bool = False  # find the softmax temperature that fits VAL best, and show how far confidence is right
     pointing: bool = False  # built-in dataset: how often attention's strongest location lies in the named object's box
     data_folder: str | None = None  # of the data to score on; default the data of the training
     data_name: str | None = None  # what its files' names share; default that of the training
     output_folder: str | None = None  # for all that is written; default the (first) checkpoint's folder
-    batch_size: int = 32  # photos that are searched at once
-    workers: int = 0  # processes that read batches ahead; 0 reads in this process
+    batch_size: Count = 32  # photos that are searched at once
+    workers: Workers = 0  # processes that read batches ahead; 0 reads in this process
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
+
+
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
+
+from captioning.display.charts import reliability_diagram
+from captioning.display.figure_files import save_figure
+from captioning.evaluation.calibration import collect, fit_temperature, measure
+from captioning.evaluation.pointing_game import pointing_game
+from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
+from captioning.features import build_loader
+from captioning.inference.captioner import check_photos, load_captioner, locate_data
+from captioning.storage.files import save_json
 
 
 def main(config):
@@ -85,10 +102,7 @@ def main(config):
 
 def check_config(config):
     """:raises UserError: if a setting makes no sense"""
-    check_splits(config.split, config.beam_sizes)
-    for name in ("max_length", "batch_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
+    check_fields(config)
     if config.min_length > config.max_length:
         raise UserError(f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected")
     if config.reward and config.normalisation != "reward":

@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioning.command_line import check_fields, run_script
 from captioning.storage.files import load_json
-from utils import UserError, run_script
+from utils import CountOrZero, UserError
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
 DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3 --decoder_lr 2e-3
@@ -25,13 +26,14 @@ class Config:
     dataset: str = "shapes"  # name for the files; shapes is drawn on the spot
     annotations: str | None = None  # captions of your own data, as for create_input_files.py
     image_folder: str | None = None  # its photos; default images/ beside the annotations
-    min_word_freq: int = 5  # words that come this often or less in training captions become <unk>
+    min_word_freq: CountOrZero = 5  # words that come this often or less in training captions become <unk>
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
     train_options: str | None = None  # for train.py, as --train_options="--epochs 5"; default a quick recipe for shapes
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
 
 
 def main(config):
+    check_fields(config)
     folder, run_folder = f"data/{config.dataset}", config.run_folder or f"runs/{config.dataset}"
     data_name = f"{config.dataset}_5_cap_per_img_{config.min_word_freq}_min_word_freq"
     train_options = config.train_options

@@ -10,6 +10,127 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from captioning.command_line import check_command_line, run_script
+from utils import (
+    BeamSize,
+    Block,
+    Count,
+    CountOrZero,
+    Dimension,
+    GridSide,
+    Layers,
+    Metric,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Precision,
+    Probability,
+    Seed,
+    Several,
+    Share,
+    Stopped,
+    Workers,
+    seed_everything,
+)
+
+
+@dataclass
+class Config:
+    # Data
+    data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
+    data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
+    run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
+    resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth; 'auto': the folder's, if any
+    save_minutes: NotNegative = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
+
+    # Encoder
+    encoder: str = "resnet101"  # torchvision's name of the network
+    encoder_weights: str = "imagenet"  # 'imagenet' (downloaded), 'none' (random), or a file with a state dict
+    encoded_image_size: GridSide = 14  # side of the grid of features that attention sees, in cells
+    encoder_dim: Dimension | None = None  # numbers in each cell, through a 1 x 1 convolution; default the network's own
+    fine_tune_encoder: bool = False  # train the encoder too; without pretrained weights you want this
+    fine_tune_from_step: CountOrZero = 0  # training steps before the encoder joins in
+    fine_tune_from_block: Block = 2  # first convolutional block of a pretrained encoder that is trained
+
+    # Decoder
+    decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
+    embed_dim: Dimension = 512  # numbers in a word's embedding
+    decoder_dim: Dimension = 512  # numbers in the LSTM's state
+    attention_dim: Dimension = 512  # numbers in the space where attention compares cells with the LSTM's state
+    decoder_layers: Layers = 1  # LSTM cells on top of one another; the papers have one
+    gate: bool = True  # soft, hard: scale each number of the context by a gate beta (tutorial; paper, section 4.2.1)
+    deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
+    attention_nonlinearity: Literal["relu", "tanh"] = "relu"  # of attention's score; the paper has tanh
+    hard_expected_share: Share = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
+    hard_inference: Literal["argmax", "sample", "expectation"] = "argmax"  # hard: where to look
+    tie_weights: bool = False  # one matrix for the embeddings and the vocabulary's scores (Press and Wolf 2017)
+    embedding_max_norm: Positive | None = None  # longer embeddings are scaled down to this length; default no limit
+    word_vectors: str | None = None  # file of pretrained embeddings, GloVe's or word2vec's text; sets embed_dim
+    fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
+    dropout: Probability = 0.5  # share of the decoder's output that is dropped in training (Srivastava et al. 2014)
+    embedding_dropout: Probability = 0.0  # the same of the word embeddings
+    state_dropout: Probability = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
+
+    # Loss
+    doubly_stochastic_weight: NotNegative = 1.0  # pull towards looking at each location once (paper, eq. 14)
+    label_smoothing: Share = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
+    reinforce_weight: NotNegative = 0.1  # hard: weight of the reward for drawn locations (paper, 4.1; its code: 0.1)
+    entropy_weight: NotNegative = 0.002  # hard: weight of attention's entropy (paper, 4.1; its code: 0.002)
+    teacher_forcing: Literal["always", "linear", "exponential", "inverse_sigmoid"] = "always"  # or scheduled sampling
+    teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
+    self_critical_from_epoch: Count | None = None  # from then own captions are rewarded (Rennie et al. 2017)
+    self_critical_samples: Several = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
+
+    # Optimizer
+    epochs: Count = 120  # if nothing stops the run before
+    batch_size: Count = 32  # captions a step, on all GPUs together; with image_major: photos with all their captions
+    accumulate: Count = 1  # steps whose gradients are added up before the weights change
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd has Nesterov momentum 0.9
+    encoder_lr: Positive = 1e-4  # learning rate of the encoder, if it is trained
+    decoder_lr: Positive = 4e-4  # learning rate of the decoder
+    embedding_lr: Positive | None = None  # learning rate of the word embeddings; default that of the decoder
+    weight_decay: NotNegative = 0.0  # pull of all weights towards 0
+    clip: Literal["value", "norm", "none"] = "value"  # gradients, each or by their norm (Pascanu 2013)
+    clip_at: Positive = 5.0  # largest absolute value, or norm, of the gradients
+    schedule: Literal["none", "steps", "plateau", "exponential", "cosine", "one_cycle"] = "plateau"  # of learning rates
+    warmup_steps: CountOrZero = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
+    schedule_patience: Count = 8  # plateau: epochs without a better score before the rates drop
+    schedule_gamma: PositiveShare = 0.8  # plateau, steps, exponential: what the rates are multiplied by
+    schedule_step_size: Count = 1000  # steps, exponential: in so many steps
+    schedule_cycles: Count = 1  # cosine: number of warm restarts, and one (Loshchilov and Hutter 2017)
+    seed: Seed = 0  # of the weights, the order of the captions, dropout
+    deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
+
+    # Augmentation; any of these turns the feature cache off
+    crop_min_scale: PositiveShare = 1.0  # smallest share of a photo's area that a random crop keeps
+    flip: Probability = 0.0  # probability that a photo is mirrored, unless a caption says left or right
+    colour: Share = 0.0  # strength of changes of brightness, contrast and saturation
+    warp: Share = 0.0  # strength of rotation, shear and perspective; 1 is up to 30 degrees
+    noise: Share = 0.0  # standard deviation of Gaussian noise, where a pixel goes from 0 to 1
+
+    # Validation, after each epoch, on captions that the model writes by itself
+    val_beam_size: BeamSize = 3  # 1 for greedy choice
+    val_batch_size: Count = 32  # photos at a time, on each GPU
+    val_share: PositiveShare = 1.0  # share of the split's photos that are captioned
+    stop_metric: Metric = "BLEU-4"  # what 'better' means
+    stop_patience: Count = 20  # epochs without a better score before the run ends
+
+    # Speed
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+    workers: Workers = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
+    precision: Precision = "float32"  # of the matrix products (autocast)
+    tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
+    compile: bool = False  # torch.compile the encoder's network; takes a minute at first, and gains nothing on CPUs
+    cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
+    image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
+    bucket: bool = False  # captions of about the same length in a batch
+    print_every: Count = 100  # steps between two readings of the loss
+
+
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
 
 import torch
 from tqdm import tqdm
@@ -28,104 +149,10 @@ from captioning.training.run_folder import RunFolder
 from captioning.training.schedules import teacher_forcing
 from captioning.training.self_critical import SelfCritic
 from datasets import BatchOrder, CaptionDataset
-from utils import Stopped, run_script, seed_everything
-
-
-@dataclass
-class Config:
-    # Data
-    data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
-    data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
-    run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
-    resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth; 'auto': the folder's, if any
-    save_minutes: float = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
-
-    # Encoder
-    encoder: str = "resnet101"  # torchvision's name of the network
-    encoder_weights: str = "imagenet"  # 'imagenet' (downloaded), 'none' (random), or a file with a state dict
-    encoded_image_size: int = 14  # side of the grid of features that attention sees, in cells
-    encoder_dim: int | None = None  # numbers in each cell, through a 1 x 1 convolution; default the network's own
-    fine_tune_encoder: bool = False  # train the encoder too; without pretrained weights you want this
-    fine_tune_from_step: int = 0  # training steps before the encoder joins in
-    fine_tune_from_block: int = 2  # first convolutional block of a pretrained encoder that is trained, 1 to 4
-
-    # Decoder
-    decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
-    embed_dim: int = 512  # numbers in a word's embedding
-    decoder_dim: int = 512  # numbers in the LSTM's state
-    attention_dim: int = 512  # numbers in the space where attention compares cells with the LSTM's state
-    decoder_layers: int = 1  # LSTM cells on top of one another; the papers have one
-    gate: bool = True  # soft, hard: scale each number of the context by a gate beta (tutorial; paper, section 4.2.1)
-    deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
-    attention_nonlinearity: str = "relu"  # of attention's score: 'relu' as in the tutorial, 'tanh' as in the paper
-    hard_expected_share: float = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
-    hard_inference: str = "argmax"  # hard: look at the likeliest cell, 'sample' one, or take the 'expectation'
-    tie_weights: bool = False  # one matrix for the embeddings and the vocabulary's scores (Press and Wolf 2017)
-    embedding_max_norm: float | None = None  # longer word embeddings are scaled down to this length; default no limit
-    word_vectors: str | None = None  # file of pretrained embeddings, GloVe's or word2vec's text; sets embed_dim
-    fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
-    dropout: float = 0.5  # share of the decoder's output that is dropped in training (Srivastava et al. 2014)
-    embedding_dropout: float = 0.0  # the same of the word embeddings
-    state_dropout: float = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
-
-    # Loss
-    doubly_stochastic_weight: float = 1.0  # how much each cell should be looked at once (paper, eq. 14); adaptive: 0
-    label_smoothing: float = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
-    reinforce_weight: float = 0.1  # hard: weight of the reward for the drawn locations (paper, 4.1; 0.1 in its code)
-    entropy_weight: float = 0.002  # hard: weight of attention's entropy (paper, 4.1; 0.002 in its code)
-    teacher_forcing: str = "always"  # or scheduled sampling over the epochs: 'linear', 'exponential', 'inverse_sigmoid'
-    teacher_forcing_floor: float = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
-    self_critical_from_epoch: int | None = None  # the model's own captions are rewarded from then (Rennie et al. 2017)
-    self_critical_samples: int = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
-
-    # Optimizer
-    epochs: int = 120  # if nothing stops the run before
-    batch_size: int = 32  # captions a step, on all GPUs together (with image_major: photos, each with all its captions)
-    accumulate: int = 1  # steps whose gradients are added up before the weights change
-    optimizer: str = "adam"  # 'adam' (Kingma 2015), 'adamw' (Loshchilov 2019), or 'sgd' with Nesterov momentum 0.9
-    encoder_lr: float = 1e-4  # learning rate of the encoder, if it is trained
-    decoder_lr: float = 4e-4  # learning rate of the decoder
-    embedding_lr: float | None = None  # learning rate of the word embeddings; default that of the decoder
-    weight_decay: float = 0.0  # pull of all weights towards 0
-    clip: str = "value"  # of gradients: 'value' each number (tutorial), 'norm' their length (Pascanu 2013), 'none'
-    clip_at: float = 5.0  # largest absolute value, or norm, of the gradients
-    schedule: str = "plateau"  # of the learning rates: 'none', 'steps', 'plateau', 'exponential', 'cosine', 'one_cycle'
-    warmup_steps: int = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
-    schedule_patience: int = 8  # plateau: epochs without a better score before the rates drop
-    schedule_gamma: float = 0.8  # plateau, steps, exponential: what the rates are multiplied by
-    schedule_step_size: int = 1000  # steps, exponential: in so many steps
-    schedule_cycles: int = 1  # cosine: number of warm restarts, and one (Loshchilov and Hutter 2017)
-    seed: int = 0  # of the weights, the order of the captions, dropout
-    deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
-
-    # Augmentation; any of these turns the feature cache off
-    crop_min_scale: float = 1.0  # smallest share of a photo's area that a random crop keeps
-    flip: float = 0.0  # probability that a photo is mirrored, unless a caption says left or right
-    colour: float = 0.0  # strength of changes of brightness, contrast and saturation
-    warp: float = 0.0  # strength of rotation, shear and perspective; 1 is up to 30 degrees
-    noise: float = 0.0  # standard deviation of Gaussian noise, where a pixel goes from 0 to 1
-
-    # Validation, after each epoch, on captions that the model writes by itself
-    val_beam_size: int = 3  # 1 for greedy choice
-    val_batch_size: int = 32  # photos at a time, on each GPU
-    val_share: float = 1.0  # share of the split's photos that are captioned
-    stop_metric: str = "BLEU-4"  # what 'better' means: BLEU-1 to BLEU-4, METEOR, ROUGE-L or CIDEr
-    stop_patience: int = 20  # epochs without a better score before the run ends
-
-    # Speed
-    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
-    workers: int = 0  # processes that read batches ahead (for each GPU); 0 reads in the training process
-    precision: str = "float32"  # of the matrix products: 'float32', 'bf16' or 'fp16' (autocast)
-    tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
-    compile: bool = False  # torch.compile the encoder's network; takes a minute at first, and gains nothing on CPUs
-    cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
-    image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
-    bucket: bool = False  # captions of about the same length in a batch
-    print_every: int = 100  # steps between two readings of the loss
 
 
 def main(config):
-    with distributed.join_processes(config.device) as device:
+    with distributed.join_processes(config.device, config.tf32) as device:
         train_on(device, config)
 
 
@@ -137,8 +164,6 @@ def train_on(device, config):
     :param config: `Config`
     """
     check_config(config)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = config.tf32
     seed_everything(config.seed, config.deterministic)
     resumed_folder = Path(config.resume).parent if config.resume not in (None, "auto") else None
     folder = RunFolder(config.run_folder or resumed_folder or f"runs/{config.data_name}", config.save_minutes)

@@ -1,24 +1,45 @@
-"""What every script shares: clear errors, its command line, seeds, devices."""
+"""
+What every script shares: clear errors, the types of its settings, seeds, devices.
+
+torch takes seconds to import, so the functions that use it import it themselves: `--help` comes at once.
+"""
 
 import contextlib
-import errno
-import io
 import os
 import random
-import re
 import signal
-import sys
-import threading
+from typing import Annotated, Literal
 
-import numpy as np
-import torch
-import tyro
+from pydantic import BeforeValidator, Field
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What the fields of a Config may be: `epochs: Count = 120` is checked, and explained by --help, by its type alone.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Dimension = Annotated[int, Field(ge=1, le=100_000)]  # of a vector
+GridSide = Annotated[int, Field(ge=1, le=256)]  # of the encoder's grid, in locations
+Layers = Annotated[int, Field(ge=1, le=100)]
+Block = Annotated[int, Field(ge=1, le=4)]  # of convolutions
+Several = Annotated[int, Field(ge=2, le=1000)]
+ImageSize = Annotated[int, Field(ge=1, le=4096)]  # in pixels
+BeamSize = Annotated[int, Field(ge=1, le=1000)]
+BeamSizes = Annotated[tuple[BeamSize, ...], Field(min_length=1)]
+CaptionLength = Annotated[int, Field(ge=1, le=1000)]  # in words
+LengthOrZero = Annotated[int, Field(ge=0, le=1000)]  # in words
+Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # as NumPy's
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]  # of a whole
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Split = Annotated[Literal["TRAIN", "VAL", "TEST"], BeforeValidator(lambda name: str(name).upper())]
+Metric = Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+Precision = Literal["float32", "bf16", "fp16"]
+Ranking = Literal["none", "length", "reward"]  # of finished captions
 
 
 class UserError(Exception):
-    """Something the user can mend. One line: which file or field, what was found, what was expected, what to do."""
+    """What the user can put right, in one line: which file or field, what was found and expected, what to do."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,73 +54,11 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def run_script(main, config_class, args=None):
-    """
-    Read a script's config from the command line and run its `main(config)`.
-
-    :param main: function of one argument, an instance of `config_class`
-    :param config_class: the script's dataclass; its comments become the help text
-    :param args: list of command line words, default the process's own
-    Exits with 2 and one line on the error stream after a UserError, with 130 after Ctrl-C, with 143 after SIGTERM; any
-    other exception keeps its traceback.
-    """
-
-    def stop(number, _):  # an exception, as Ctrl-C is: temporary files and workers are cleaned away
-        raise Stopped(number)
-
-    def excepthook(args):  # TensorBoard writes in a thread, and raises the same again in ours
-        if getattr(args.exc_value, "errno", None) not in FULL_DISK:
-            threading.__excepthook__(args)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    threading.excepthook = excepthook
-    config = None
-    try:
-        config = parse_args(config_class, args)
-        main(config)
-    except UserError as error:
-        if config is None and os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
-            sys.exit(2)
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        print(f"error: {error}; make room on the disk and run it again", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as reason:
-        print(str(reason) or "stopped", file=sys.stderr)
-        sys.exit(128 + getattr(reason, "number", signal.SIGINT))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        threading.excepthook = threading.__excepthook__
-
-
-def one_line(error):
-    """:return: a UserError's text, without what a terminal would take for commands: it may quote a hostile file"""
-    last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
-    return "".join(c if c.isprintable() else "?" for c in last_line.removeprefix("utils.UserError: "))
-
-
 def short(value):
     """:return: a value as a message shows it, whatever a file put there"""
     if isinstance(value, int) and value.bit_length() > 64:  # thousands of digits are slow to write, or refused
         return "a number of many digits"
     return repr(value)[:80] if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
-
-
-def parse_args(config_class, args=None):
-    """Build `config_class` from the command line; a wrong option is a UserError of one line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_class, args=args, use_underscores=True)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-        lines = re.findall(r"^│ (.*) │$", complaint.getvalue(), flags=re.MULTILINE)  # tyro draws a box
-        words = " ".join(line for line in lines if not set(line) <= {" ", "─"})
-        raise UserError(" ".join(words.split())) from None
 
 
 def seed_everything(seed, deterministic=False):
@@ -108,6 +67,9 @@ def seed_everything(seed, deterministic=False):
 
     :param deterministic: let GPUs too do sums in one fixed order, so that two runs are equal to the last bit
     """
+    import numpy as np
+    import torch
+
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # matrix products; read at the first of them
     torch.use_deterministic_algorithms(deterministic)
@@ -117,26 +79,38 @@ def seed_everything(seed, deterministic=False):
     torch.manual_seed(seed)
 
 
-def choose_device(name):
-    """:return: torch.device; 'auto' is a GPU if there is one"""
+def choose_device(name, tf32=True):
+    """
+    :param name: 'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1' ...
+    :param tf32: let a GPU's float32 products use TensorFloat-32
+    :return: torch.device
+    :raises UserError: if there is no such device
+    """
+    import torch
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)  # is it there?
-        return device
+        torch.zeros(1, device=device).item()  # is it there, and can it hold numbers?
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
         reason = str(error).split("\n")[0]
         raise UserError(
             f"device: '{name}' cannot be used ({reason}); 'auto', 'cpu' or a GPU such as 'cuda' expected"
         ) from error
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+    return device
 
 
 def choose_autocast(precision, device):
-    """:return: a context within which matrix products are done in this precision"""
-    types = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision not in types:
-        raise UserError(f"precision: '{precision}' found, one of {', '.join(types)} expected")
-    if types[precision] is None:
+    """
+    :param precision: 'float32', 'bf16' or 'fp16'
+    :return: a context within which matrix products are done in this precision
+    """
+    import torch
+
+    if precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=types[precision])
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

@@ -9,6 +9,32 @@ The page needs no network and no server: open it, keep it, send it.
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioning.command_line import check_command_line, check_fields, run_script
+from utils import BeamSize, CaptionLength, Count, ImageSize, Split, UserError, Workers, choose_device
+
+
+@dataclass
+class Config:
+    checkpoints: tuple[str, ...] = ()  # of train.py, one or several to compare; default the newest runs/*/best.pth
+    results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
+    split: Split = "VAL"  # TRAIN, VAL or TEST
+    num_photos: Count = 200  # spread evenly over the split; more than it has shows all of it
+    beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
+    max_length: CaptionLength = 50  # longest caption, in words
+    output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
+    title: str | None = None  # the page's heading; default says how many photos of which split
+    photo_size: ImageSize = 256  # longer side of the photos on the page, in pixels
+    scores: bool = True  # score each photo's captions; METEOR needs about 1 GB of memory
+    data_folder: str | None = None  # of the data to look at; default the data of the first checkpoint's training
+    data_name: str | None = None  # what its files' names share; default that of the first checkpoint's training
+    batch_size: Count = 32  # photos that are searched at once
+    workers: Workers = 0  # processes that read batches ahead; 0 reads in this process
+    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
+
+
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
+
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -20,30 +46,10 @@ from captioning.inference.captioner import check_photos, load_captioner, locate_
 from captioning.storage.files import load_json
 from captioning.storage.hdf5 import open_hdf5
 from datasets import CaptionDataset
-from utils import UserError, choose_device, run_script
-
-
-@dataclass
-class Config:
-    checkpoints: tuple[str, ...] = ()  # of train.py, one or several to compare; default the newest runs/*/best.pth
-    results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
-    split: str = "VAL"  # TRAIN, VAL or TEST
-    num_photos: int = 200  # spread evenly over the split; more than it has shows all of it
-    beam_size: int = 5  # captions that the search keeps; 1 is greedy choice
-    max_length: int = 50  # longest caption, in words
-    output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
-    title: str | None = None  # the page's heading; default says how many photos of which split
-    photo_size: int = 256  # longer side of the photos on the page, in pixels
-    scores: bool = True  # score each photo's captions; METEOR needs about 1 GB of memory
-    data_folder: str | None = None  # of the data to look at; default the data of the first checkpoint's training
-    data_name: str | None = None  # what its files' names share; default that of the first checkpoint's training
-    batch_size: int = 32  # photos that are searched at once
-    workers: int = 0  # processes that read batches ahead; 0 reads in this process
-    device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
 
 def main(config):
-    check_config(config)
+    check_fields(config)
     split = config.split.upper()
     output = Path(config.output or f"outputs/captions_{split}.html")
     check_page_path(output)
@@ -73,15 +79,6 @@ def main(config):
     title = config.title or f"{len(chosen)} of {len(dataset)} photos of {split}, beam {config.beam_size}"
     write_page(output, page_photos(dataset, chosen, captions, references), title, notes, config.photo_size)
     print(f"{len(chosen)} photos, {output.stat().st_size / 1e6:.1f} MB: {output}")
-
-
-def check_config(config):
-    """:raises UserError: if a setting makes no sense"""
-    if config.split.upper() not in ("TRAIN", "VAL", "TEST"):
-        raise UserError(f"split: '{config.split}' found, TRAIN, VAL or TEST expected")
-    for name in ("num_photos", "beam_size", "max_length", "batch_size", "photo_size"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}: {getattr(config, name)} found, 1 or more expected")
 
 
 def open_split(data_folder, data_name, split):

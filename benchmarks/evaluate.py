@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.command_line import run_script
 from captioning.inference.search import Rules, beam_search
 from captioning.networks.backbones import Encoder
 from models import DecoderWithAttention
-from utils import choose_device, run_script
+from utils import choose_device
 
 VOCAB_SIZE, START, END, STEPS = 9490, 1, 2, 12
 

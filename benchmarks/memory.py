@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from an
 
 import create_input_files
 import train
+from captioning.command_line import run_script
 from captioning.preparation.shapes import create_shapes
-from utils import UserError, run_script
+from utils import UserError
 
 TINY = {"encoder": "shufflenet_v2_x0_5", "encoder_weights": "none", "encoded_image_size": 2, "embed_dim": 32,
         "decoder_dim": 32, "attention_dim": 32, "val_beam_size": 1, "stop_patience": 10**6}  # fmt: skip

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.command_line import run_script
 from captioning.preparation.photos import DRAFT_GAP, photo_reader, read_photo
 from create_input_files import num_workers
-from utils import UserError, run_script
+from utils import UserError
 
 
 @dataclass

@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.command_line import run_script
 from captioning.training.losses import CaptionLoss
 from datasets import BatchOrder, CaptionDataset
 from models import DecoderWithAttention
-from utils import choose_device, run_script
+from utils import choose_device
 
 VOCAB_SIZE, LONGEST, CAPTIONS = 200, 22, 5
 

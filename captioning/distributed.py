@@ -24,21 +24,22 @@ PATIENCE = timedelta(minutes=30)  # with a process that is silent but alive; one
 
 
 @contextlib.contextmanager
-def join_processes(device_name):
+def join_processes(device_name, tf32=True):
     """
     Let the processes that torchrun started work together within this block.
 
     Only the first of them prints. A fault is told once: by the first process that meets it.
     :param device_name: the config's
+    :param tf32: as for `utils.choose_device`
     :return: gives this process's device; on a machine with GPUs each process has its own
     :raises UserError: if the device cannot be used, or when another process has ended before its work was done
     """
     if "WORLD_SIZE" not in os.environ:  # torchrun's
-        yield choose_device(device_name)
+        yield choose_device(device_name, tf32)
         return
     store, rank, world_size = next(dist.rendezvous("env://"))  # the store keeps numbers for all, also for the last one
     try:
-        device = choose_own_device(device_name)
+        device = choose_own_device(device_name, tf32)
         # Tensors on a GPU are exchanged by nccl, numbers and Python objects by gloo, which makes no GPU wait.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
@@ -60,10 +61,10 @@ def join_processes(device_name):
     dist.destroy_process_group()
 
 
-def choose_own_device(name):
+def choose_own_device(name, tf32=True):
     """:return: torch.device; the GPU with this process's number on its machine, unless the CPU is asked for"""
     if name not in ("auto", "cuda") or not torch.cuda.is_available():
-        device = choose_device(name)
+        device = choose_device(name, tf32)
         if device.type == "cuda":
             raise UserError(f"device: '{name}' found, but under torchrun each process takes its own GPU; leave it out")
         return device
@@ -71,7 +72,7 @@ def choose_own_device(name):
     if number >= gpus:
         raise UserError(f"nproc_per_node: more than {gpus} found, which is the number of GPUs here; give one for each")
     torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    return choose_device(f"cuda:{number}", tf32)
 
 
 def is_lost_contact(error):

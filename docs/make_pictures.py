@@ -18,6 +18,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # it is run from anywhere
 
+from captioning.command_line import run_script
 from captioning.display.attention_figures import attention_figure, show_photo, spotlight, upscale_attention
 from captioning.display.figure_files import save_figure
 from captioning.display.model_diagrams import (
@@ -32,7 +33,7 @@ from captioning.display.model_diagrams import (
 from captioning.display.palette import ATTENTION, LSTM, WORD
 from captioning.preparation.shapes import draw_scene, make_captions, make_scene
 from captioning.storage.files import atomic_path
-from utils import UserError, run_script
+from utils import UserError
 
 GRID = 14  # locations on a side
 # A language of a few words for the beam search picture: what may follow which word, and how likely.

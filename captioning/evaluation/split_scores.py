@@ -5,18 +5,8 @@ import csv
 from captioning.evaluation import metrics
 from captioning.storage.files import atomic_path, save_json
 from datasets import load_references
-from utils import UserError
 
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-
-
-def check_splits(splits, beam_sizes):
-    """:raises UserError: if there is no such split or beam"""
-    if min(beam_sizes, default=0) < 1:
-        raise UserError(f"beam_sizes: {beam_sizes} found, whole numbers from 1 expected")
-    for split in splits:
-        if split.upper() not in ("TRAIN", "VAL", "TEST"):
-            raise UserError(f"split: '{split}' found, TRAIN, VAL or TEST expected")
 
 
 def default_split(data_folder, data_name):

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from captioning.command_line import check_fields, run_script
 from captioning.storage.files import load_json, remove_leftovers, save_json
-from utils import UserError, run_script
+from utils import CountOrZero, Seed, UserError
 
 IMAGE_SIZE = 256  # pixels
 SUPERSAMPLE = 4  # shapes are drawn this much larger, then reduced: smooth edges
@@ -69,10 +70,10 @@ BETWEEN_SENTENCES = (
 @dataclass
 class Config:
     folder: str = "data/shapes"  # the photos go to <folder>/images, the captions to <folder>/dataset_shapes.json
-    num_train: int = 3500  # scenes to train on
-    num_val: int = 500  # scenes to validate on
-    num_test: int = 500  # scenes to test on
-    seed: int = 0  # the same seed draws the same scenes
+    num_train: CountOrZero = 3500  # scenes to train on
+    num_val: CountOrZero = 500  # scenes to validate on
+    num_test: CountOrZero = 500  # scenes to test on
+    seed: Seed = 0  # the same seed draws the same scenes
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Scene:
 
 
 def main(config):
+    check_fields(config)
     path = create_shapes(config.folder, config.num_train, config.num_val, config.num_test, config.seed)
     print(f"{path}: {config.num_train} train, {config.num_val} val, {config.num_test} test scenes")
 

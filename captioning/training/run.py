@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from captioning.command_line import check_fields
 from captioning.distributed import average, gather, get_rank, get_world_size, wrap
-from captioning.evaluation import metrics
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import SETTINGS, build_decoder
 from captioning.preparation.word_vectors import load_word_vectors
 from captioning.storage.tensors import check_weights, load_tensors
 from captioning.training.augmentation import Augmentation
 from captioning.training.losses import CaptionLoss
-from captioning.training.schedules import SCHEDULES, TEACHER_FORCING, Schedule
+from captioning.training.schedules import Schedule
 from utils import UserError, choose_autocast, short
 
 
@@ -194,30 +194,9 @@ def check_number(value, where):
 
 def check_config(config):
     """:raises UserError: if a value of train.py's config makes no sense, alone or beside the others"""
-    choices = {
-        "optimizer": ("adam", "adamw", "sgd"), "clip": ("value", "norm", "none"), "stop_metric": metrics.ALL,
-        "schedule": SCHEDULES, "teacher_forcing": TEACHER_FORCING,
-    }  # fmt: skip
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name}: '{getattr(config, name)}' found, one of {', '.join(allowed)} expected")
-    positive = ("epochs", "batch_size", "accumulate", "val_beam_size", "val_batch_size", "stop_patience", "print_every",
-                "clip_at", "encoder_lr", "decoder_lr", "embedding_lr", "val_share",
-                "self_critical_from_epoch")  # fmt: skip
-    for name in positive:
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise UserError(f"{name}: {getattr(config, name)} found, more than 0 expected")
-    ranges = {
-        "batch_size": (get_world_size(), 10**6),  # one for each process
-        "save_minutes": (0, 10**6), "weight_decay": (0, 10**6),
-        "val_share": (0, 1), "label_smoothing": (0, 1), "teacher_forcing_floor": (0, 1), "seed": (0, 2**32 - 1),
-        "workers": (0, 1024), "encoder_dim": (1, 10**6), "fine_tune_from_block": (1, 4),
-        "self_critical_samples": (2, 1000),
-    }  # fmt: skip
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name}: {value} found, {least} to {most} expected")
+    check_fields(config)
+    if config.batch_size < get_world_size():
+        raise UserError(f"batch_size: {config.batch_size} found, {get_world_size()} or more expected, one each process")
     defaults = type(config)()
     for name, works, expected in (
         ("reinforce_weight", config.decoder == "hard", "--decoder hard"),

@@ -27,8 +27,9 @@ import create_input_files
 import eval as evaluate
 import train
 import view_captions
+from captioning.command_line import one_line
 from captioning.evaluation import metrics
-from utils import UserError, one_line
+from utils import UserError
 
 NAME = "tiny_2_cap_per_img_0_min_word_freq"
 CAPTIONS = [["a", "red", "cat", "sat"], ["the", "cat", "ran"], ["a", "dog", "ran", "far"], ["one", "red", "dog"]]

@@ -388,12 +388,12 @@ def test_a_folder_that_holds_no_captioning_blip_is_refused_in_one_line(small, tm
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Finetune(epochs=0), "epochs: 0 found, more than 0 expected"),
+        (Finetune(epochs=0), "epochs: 0 found, a whole number from 1 to 1,000,000 expected"),
         (Finetune(stop_metric="SPICE"), "stop_metric: 'SPICE' found"),
-        (Finetune(label_smoothing=2), "label_smoothing: 2 found, 0 to 1 expected"),
+        (Finetune(label_smoothing=2), "label_smoothing: 2 found, a number from 0 to 1 expected"),
         (Finetune(data_folder="nowhere"), "no such file"),
         (Finetune(resume=True, output_folder="nowhere"), "nowhere/training.pth: no such file"),
-        (Eval(beam_sizes=(0,)), "beam_sizes: (0,) found"),
+        (Eval(beam_sizes=(0,)), "beam_sizes: 0 found"),
         (Eval(split=("DEV",)), "split: 'DEV' found"),
         (Caption(("photo.jpg",), normalisation="words"), "normalisation: 'words' found"),
         (Caption(("photo.jpg",), output="captions.txt"), "output: 'captions.txt' found"),

@@ -15,13 +15,14 @@ from PIL import Image
 
 import train
 from caption import Config, main
+from captioning.command_line import parse_args
 from captioning.inference.captioner import load_captioner
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.preparation.photo_batches import find_photos
 from captioning.preparation.photos import read_photo
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
-from utils import UserError, parse_args
+from utils import UserError
 
 SIDE = 64
 load = functools.cache(load_captioner)  # for what the script's answers are compared with
@@ -274,10 +275,10 @@ def test_a_failure_leaves_the_old_file(models, folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_size": 0}, "beam_size: 0 found, 1 or more"),
-        ({"batch_size": 0}, "batch_size: 0 found, 1 or more"),
-        ({"workers": -1}, "workers: -1 found, 0 or more"),
-        ({"top_k": -1, "sample": True}, "top_k: -1 found, 0 or more"),
+        ({"beam_size": 0}, "beam_size: 0 found, a whole number from 1 to 1,000 expected"),
+        ({"batch_size": 0}, "batch_size: 0 found, a whole number from 1 to 1,000,000 expected"),
+        ({"workers": -1}, "workers: -1 found, a whole number from 0 to 1,024 or None expected"),
+        ({"top_k": -1, "sample": True}, "top_k: -1 found, a whole number from 0"),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram: -1 found"),
         ({"temperature": 0.0}, "temperature: 0.0 found"),
         ({"sample": True, "top_p": 0.0}, "top_p: 0.0 found"),

@@ -115,7 +115,7 @@ def test_models_are_named_by_the_shortest_names_that_tell_them_apart(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("split", "DEV", "split: 'DEV' found, TRAIN, VAL or TEST expected"),
+        ("split", "DEV", "split: 'DEV' found, 'TRAIN', 'VAL' or 'TEST' expected"),
         ("num_photos", 0, "num_photos: 0 found"),
         ("beam_size", 0, "beam_size: 0 found"),
         ("output", "page.pdf", "'.pdf' found, the page is an HTML file"),

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from captioning import distributed
+from captioning.command_line import run_script
 from captioning.evaluation import metrics
 from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
@@ -30,7 +31,7 @@ from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder
 from datasets import BatchOrder
 from models import Decoded
-from utils import UserError, run_script
+from utils import UserError
 
 ROOT = Path(__file__).parents[2]
 WORD_MAP = {"<pad>": 0, "a": 1, "red": 2, "cat": 3, "dog": 4, "sat": 5, "ran": 6, "<unk>": 7, "<start>": 8, "<end>": 9}

@@ -10,11 +10,12 @@ import torch
 from kill_training import equal, scalars
 
 import train
+from captioning.command_line import run_script
 from captioning.evaluation import metrics
 from captioning.storage.tensors import load_checkpoint
 from captioning.training.interruptions import SMALLEST_SCALE, FiniteCheck, Postponed
 from captioning.training.run import Run
-from utils import Stopped, UserError, run_script
+from utils import Stopped, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
