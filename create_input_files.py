@@ -19,27 +19,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
-import numpy as np
-from tqdm import tqdm
-
-from captioning.command_line import check_fields, run_script
-from captioning.display.charts import length_histogram
-from captioning.display.figure_files import save_figure
-from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
-from captioning.preparation.photos import photo_reader
-from captioning.preparation.shapes import create_shapes
-from captioning.storage.files import atomic_path, remove_leftovers
-from captioning.storage.hdf5 import new_hdf5
+from captioning.command_line import check_command_line, check_fields, run_script
 from utils import CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
-
-KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
 
 @dataclass
 class Config:
     dataset: str = "shapes"  # names the files: shapes (built in), coco, flickr8k, flickr30k, or a name of your own
-    annotations: tuple[str, ...] | None = None  # JSON (Karpathy's, COCO's) or CSV/TSV files; none: draw shapes
+    annotations: tuple[str, ...] | str | None = None  # JSON (Karpathy's, COCO's) or CSV/TSV files; none: draw shapes
     image_folder: str | None = None  # where the photos lie; none: images/ beside the annotations
     output_folder: str | None = None  # where the files go; none: data/<dataset>
     captions_per_image: Count = 5  # captions stored of a photo: drawn if it has more, repeated if it has fewer
@@ -51,6 +38,24 @@ class Config:
     max_unreadable: Share = 0.01  # share of missing or damaged photos, 0 to 1, above which the run ends
     val_share: Share = 0.1  # share of photos drawn for validation where the annotations name no split, 0 to 1
     test_share: Share = 0.1  # share of photos drawn for testing where the annotations name no split, 0 to 1
+
+
+if __name__ == "__main__":
+    check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from captioning.display.charts import length_histogram
+from captioning.display.figure_files import save_figure
+from captioning.preparation.annotations import SPECIAL_WORDS, SPLITS, read_annotations
+from captioning.preparation.photos import photo_reader
+from captioning.preparation.shapes import create_shapes
+from captioning.storage.files import atomic_path, remove_leftovers
+from captioning.storage.hdf5 import new_hdf5
+
+KINDS = {"IMAGES": "hdf5", "CAPTIONS": "json", "CAPLENS": "json", "REFERENCES": "json"}  # of files, for each split
 
 
 def main(config):

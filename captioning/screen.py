@@ -10,7 +10,8 @@ UNSAFE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"  # wha
 
 def printable(text):
     """:return: the text of a name or a caption as part of one line, without what a terminal would take for commands"""
-    return re.sub(rf"[{UNSAFE}\n\r\t]", "?", str(text))
+    text = re.sub("[\ud800-\udfff]", "\ufffd", str(text))  # bytes of a file's name that are no text
+    return re.sub(rf"[{UNSAFE}\n\r\t]", "?", text)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from captioning.display.attention_figures import attention_figure
 from captioning.display.figure_files import save_figure, show_or_save
 from captioning.display.html_page import PageCaption, PagePhoto, write_page
-from captioning.preparation.photo_batches import printable
+from captioning.screen import printable
 from captioning.storage.files import atomic_path, save_json
 from utils import UserError
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from captioning.preparation.photos import FORMATS, photo_reader
+from captioning.screen import printable
 from utils import UserError
 
 
@@ -77,8 +78,3 @@ def readable_photos(paths, pixels):
             print(f"{printable(path)}: skipped, cannot be read as a photo ({image})", file=sys.stderr)
     if not count:
         raise UserError(f"img: none of {len(paths)} photos can be read; {advice}")
-
-
-def printable(path):
-    """:return: the path as text that can be printed, whatever bytes are in it"""
-    return os.fsencode(path).decode("utf-8", errors="replace")
