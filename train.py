@@ -340,7 +340,7 @@ def forward_backward(run, batch, share, window, begins, critic):
     run.scaler.scale(loss / window).backward()
     if critic:
         return loss.detach(), {"reward": share.captions * reward}
-    accuracy = share.words * top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
+    accuracy = share.words * top_k_accuracy(decoded.logits.detach(), decoded.targets, 5)
     return loss.detach(), {"cross_entropy": cross_entropy, "top5_accuracy": accuracy}
 
 

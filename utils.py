@@ -114,3 +114,11 @@ def choose_autocast(precision, device):
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def autocast_dtype(tensor):
+    """:return: the type in which autocast would multiply this tensor; its own, where autocast is off"""
+    import torch
+
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere
 
 import train
 from captioning.command_line import run_script
-from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.storage.tensors import save_checkpoint
+from models import Encoder
 
 VOCAB_SIZE, STEPS = 9490, 12
 

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from an
 
 from captioning.command_line import run_script
 from captioning.inference.search import Rules, beam_search
-from captioning.networks.backbones import Encoder
-from models import DecoderWithAttention
+from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
 VOCAB_SIZE, START, END, STEPS = 9490, 1, 2, 12

@@ -11,7 +11,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
-from captioning.networks.backbones import resize_grid
+from models import resize_grid
 
 
 class PlainDecoder(nn.Module):

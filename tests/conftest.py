@@ -86,9 +86,3 @@ def tiny_decoder():
         return decoder
 
     return build
-
-
-@pytest.fixture
-def large_attention(monkeypatch):
-    """Score a small attention's cells in training as a large one's are."""
-    monkeypatch.setattr("captioning.speed.attention_scores.ENOUGH", 1)

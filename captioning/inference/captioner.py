@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from captioning.distributed import hide_bar
 from captioning.inference.search import Rules, beam_search, sample
-from captioning.networks.backbones import Encoder
 from captioning.networks.ensemble import Encoders, Ensemble
-from captioning.networks.registry import build_decoder
+from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
 from datasets import check_word_map
 from utils import UserError
@@ -180,13 +179,10 @@ def build_captioner(checkpoint, source, device="cpu"):
     check_word_map(checkpoint["word_map"], source)
 
     def build():
-        encoder = Encoder(config["encoder"], "none", config["encoded_image_size"], config.get("encoder_dim"))
+        encoder = build_encoder(config)
         return encoder, build_decoder(config, len(checkpoint["word_map"]), encoder.encoder_dim)
 
     try:
-        for name in ("encoder", "encoded_image_size"):
-            if name not in config:
-                raise UserError(f"its config has no {name}; get or make the file again")
         with torch.device("meta"):  # shapes only: a config may name sizes that no memory holds
             for module, name in zip(build(), ("encoder", "decoder"), strict=True):
                 check_weights(module, checkpoint[name], name)

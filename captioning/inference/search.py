@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from models import select_rows
 from utils import UserError
 
 NORMALISATIONS = ("none", "length", "reward")
@@ -108,7 +109,7 @@ def sample(decoder, features, rules, top_k=0, top_p=1.0, generator=None, keep_al
         if not stays.any():
             break
         photos, words, written, totals = photos[stays], words[stays], written[stays], totals[stays]
-        state = tuple(part[stays] for part in state)
+        state = select_rows(state, stays)
         looked = None if looked is None else looked[stays]
     return captions
 
@@ -146,7 +147,8 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         raise UserError(f"normalisation: '{normalisation}' found, one of {', '.join(NORMALISATIONS)} expected")
     if beam_size < 1:
         raise UserError(f"beam_size: {beam_size} found, 1 or more expected")
-    state = tuple(part.repeat_interleave(beam_size, dim=0) for part in decoder.init_state(features))
+    state = decoder.init_state(features)
+    state = state._make(part.repeat_interleave(beam_size, dim=0) for part in state)
     num_photos, device = len(state[0]) // beam_size, state[0].device
     photos = torch.arange(num_photos, device=device)  # (n,), those that are still searched
     words = torch.full((num_photos, beam_size), rules.start, device=device)  # (n, k)
@@ -166,6 +168,7 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         )
 
     for t in range(rules.max_length):
+        before = state
         output, alpha, state = decoder.step(words.flatten(), state)
         log_probs = rules.log_probs(decoder.scores(output), written.flatten(0, 1))  # (n * k, vocab_size)
         vocab_size = log_probs.shape[1]
@@ -196,13 +199,14 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
             stays &= totals.amax(dim=1) > best_ended  # a log-probability can only fall
         if not stays.any():
             break
-        state = state[: decoder.constant] + tuple(part[rows] for part in state[decoder.constant :])
+        # What a step hands back as it was does not change over time, and is the same for all beginnings of a photo.
+        state = state._make(new if new is old else new[rows] for new, old in zip(state, before, strict=True))
         if not stays.all():
             photos, room, best_ended, totals = photos[stays], room[stays], best_ended[stays], totals[stays]
             words, written = words[stays], written[stays]
             looked = None if looked is None else looked[stays]
             kept = stays.repeat_interleave(beam_size)
-            state = tuple(part[kept] for part in state)
+            state = select_rows(state, kept)
 
     if not all(found):
         raise UserError(

@@ -63,6 +63,14 @@ def same_backbone(one, other):
     return all(torch.equal(tensor, theirs[key]) for key, tensor in one.backbone.state_dict().items())
 
 
+class EnsembleState(tuple):
+    """The tensors of several decoders' states; like theirs, it can be made again of other tensors."""
+
+    @classmethod
+    def _make(cls, parts):
+        return cls(parts)
+
+
 class Ensemble(nn.Module):
     """Decoders with the same words, whose probabilities are averaged at each step."""
 
@@ -70,15 +78,13 @@ class Ensemble(nn.Module):
         """:param decoders: list of decoders, of any kinds and sizes, whose word ids mean the same"""
         super().__init__()
         self.decoders = nn.ModuleList(decoders)
-        self.constant = sum(decoder.constant for decoder in decoders)
 
     def init_state(self, features):
         """
         :param features: tuple of (N, height, width, encoder_dim), one for each decoder
-        :return: the states of all decoders, the tensors that stay as they are in front
+        :return: `EnsembleState`
         """
         states = [decoder.init_state(own) for decoder, own in zip(self.decoders, features, strict=True)]
-        self.state_sizes = [len(state) for state in states]
         return self.join(states)
 
     def step(self, words, state):
@@ -107,16 +113,11 @@ class Ensemble(nn.Module):
         return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))  # (M, vocab_size)
 
     def join(self, states):
-        """:return: one state of several: first what is constant in each, then what changes in each"""
-        pairs = list(zip(self.decoders, states, strict=True))
-        constant = [part for decoder, state in pairs for part in state[: decoder.constant]]
-        changing = [part for decoder, state in pairs for part in state[decoder.constant :]]
-        return (*constant, *changing)
+        """:return: one state, with the tensors of several after one another"""
+        self.kinds = [(type(state), len(state)) for state in states]
+        return EnsembleState(part for state in states for part in state)
 
     def split(self, state):
         """:return: list of the decoders' states, of one that `join` made"""
-        constant, changing = iter(state[: self.constant]), iter(state[self.constant :])
-        return [
-            (*islice(constant, decoder.constant), *islice(changing, size - decoder.constant))
-            for decoder, size in zip(self.decoders, self.state_sizes, strict=True)
-        ]
+        parts = iter(state)
+        return [kind._make(islice(parts, size)) for kind, size in self.kinds]

@@ -1,11 +1,11 @@
 """
-The decoder's layers, `Linear`, `Embedding` and the function `linear`. They are PyTorch's own, but within
+Matrix products of a recurrence on CPUs, in two cheaper ways that compute the same. They are at work within
 
     with shared_products():
         for t in ...:
 
-training does their matrix products in two cheaper ways that compute the same. (A layer without a bias is left alone,
-and a small weight that meets many rows, as attention's score does: to stack the rows would cost more.)
+(A layer without a bias is left alone, and a small weight that meets many rows, as attention's score does: to stack the
+rows would cost more.)
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
+
+from utils import autocast_dtype
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
 FEW = 64  # rows: oneDNN may prepare itself for each number up to this; more are padded
@@ -47,7 +49,7 @@ class shared_products:  # noqa: N801  used like a function
 
     def linear(self, x, weight, bias):
         """:return: `F.linear` of x (..., input)"""
-        shared = self.shared(weight, bias, matmul_dtype(x))
+        shared = self.shared(weight, bias, autocast_dtype(x))
         return _Linear.apply(x.flatten(0, -2), shared, shared.token).unflatten(0, x.shape[:-1])
 
     def embedding(self, words, table):
@@ -67,6 +69,18 @@ def sharing():
     return _context.get() if torch.is_grad_enabled() else None
 
 
+def open_sharing(decoder, _):
+    """A forward pre-hook: a pass through a decoder on the CPU begins to share its products."""
+    if next(decoder.parameters()).device.type == "cpu":
+        shared_products().__enter__()
+
+
+def close_sharing(decoder, *_):
+    """A forward hook: the pass has ended, or failed."""
+    if context := _context.get():
+        context.__exit__()
+
+
 def linear(x, weight, bias):
     """:return: `F.linear` of x (..., input)"""
     context = sharing()
@@ -75,18 +89,15 @@ def linear(x, weight, bias):
     return context.linear(x, weight, bias)
 
 
-class Linear(nn.Linear):
+class SharingLinear(nn.Linear):
     """`nn.Linear`; within `shared_products`, if it has a bias, its uses share what they have in common."""
 
     def forward(self, x):
         return linear(x, self.weight, self.bias)
 
 
-class Embedding(nn.Embedding):
+class SharingEmbedding(nn.Embedding):
     """`nn.Embedding`, without its options, that gathers the gradients of its uses within `shared_products`."""
-
-    def __init__(self, vocab_size, embed_dim):
-        super().__init__(vocab_size, embed_dim)
 
     def forward(self, words):
         context = sharing()
@@ -95,15 +106,22 @@ class Embedding(nn.Embedding):
         return context.embedding(words, self.weight)
 
 
+class SharingLSTMCell(nn.LSTMCell):
+    """`nn.LSTMCell`, written out with the `linear` whose timesteps share their products."""
+
+    def forward(self, x, state):
+        h, c = state  # (N, hidden_size) each
+        if x.device.type != "cpu":
+            return super().forward(x, state)
+        gates = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        i, f, g, o = gates.float().chunk(4, dim=1)  # input, forget, candidate, output: (N, hidden_size) each
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)  # (N, hidden_size)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
 def is_worth_it(x, weight, bias):
     """:return: whether a linear layer gains here: it has a bias, is trained, and its weight is large beside its rows"""
     return bias is not None and weight.requires_grad and weight.numel() > min(x.numel(), LARGE)
-
-
-def matmul_dtype(x):
-    """:return: the type in which autocast would multiply x"""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _Shared:

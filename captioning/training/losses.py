@@ -45,7 +45,7 @@ class CaptionLoss(nn.Module):
             the model drew), both 0-d
         """
         if advantages is None:
-            scores = decoded.scores.float()  # (M, vocab_size)
+            scores = decoded.logits.float()  # (M, vocab_size)
             loss = share.words * F.cross_entropy(scores, decoded.targets, label_smoothing=self.label_smoothing)
             cross_entropy = loss.detach()
             if self.label_smoothing:  # what is printed can be compared with other runs
@@ -65,7 +65,7 @@ class CaptionLoss(nn.Module):
 
         :return: 0-d; its gradient is the estimator, its value means nothing
         """
-        word_log_probs = -F.cross_entropy(decoded.scores.float(), decoded.targets, reduction="none")  # (M,)
+        word_log_probs = -F.cross_entropy(decoded.logits.float(), decoded.targets, reduction="none")  # (M,)
         advantages = advantages[decoded.order]  # (N,), the longest caption's first
         advantages = torch.cat([advantages[:n] for n in decoded.batch_sizes])  # (M,), of each word
         return -(advantages * word_log_probs).mean()
@@ -76,7 +76,7 @@ class CaptionLoss(nn.Module):
 
         :return: 0-d; its gradient is the estimator, its value means nothing
         """
-        word_log_probs = -F.cross_entropy(decoded.scores.detach().float(), decoded.targets, reduction="none")  # (M,)
+        word_log_probs = -F.cross_entropy(decoded.logits.detach().float(), decoded.targets, reduction="none")  # (M,)
         caption_log_probs = sum_per_caption(word_log_probs, decoded)  # (N,), log p(y | s, a)
         advantage = caption_log_probs - self.baseline  # (N,)
         if self.training:

@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from captioning.command_line import check_fields
 from captioning.distributed import average, gather, get_rank, get_world_size, wrap
-from captioning.networks.backbones import Encoder
-from captioning.networks.registry import SETTINGS, build_decoder
+from captioning.networks.backbones import load_backbone
+from captioning.networks.registry import SETTINGS, build_decoder, build_encoder
 from captioning.preparation.word_vectors import load_word_vectors
 from captioning.storage.tensors import check_weights, load_tensors
 from captioning.training.augmentation import Augmentation
@@ -41,7 +41,7 @@ class Run:
     word_map: dict
     device: torch.device
     autocast: object  # context of the matrix products' precision
-    encoder: Encoder
+    encoder: torch.nn.Module
     decoder: torch.nn.Module
     model: torch.nn.Module  # both; of several processes, in DistributedDataParallel
     augmentation: Augmentation
@@ -239,9 +239,9 @@ def start_run(config, captions, device, total_steps):
     word_map = captions.word_map
     local = config.encoder_weights not in ("imagenet", "none")
     weights = "none" if local else config.encoder_weights
-    encoder = Encoder(config.encoder, weights, config.encoded_image_size, config.encoder_dim)
+    encoder = build_encoder(dataclasses.asdict(config), weights)
     if local:
-        encoder.load_backbone(load_tensors(config.encoder_weights), config.encoder_weights)
+        load_backbone(encoder, load_tensors(config.encoder_weights), config.encoder_weights)
     elif weights == "none" and not config.fine_tune_encoder:
         print("The encoder is random and not trained: you may want --encoder_weights imagenet or --fine_tune_encoder")
 

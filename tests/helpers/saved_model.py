@@ -3,8 +3,8 @@
 import torch
 from conftest import WORD_MAP
 
-from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
+from models import Encoder
 
 
 def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None):

@@ -32,8 +32,8 @@ import create_input_files
 import train
 from captioning.command_line import run_script
 from captioning.features import cache_features
-from captioning.networks.backbones import Encoder
 from captioning.preparation.shapes import create_shapes
+from models import Encoder
 from utils import UserError
 
 DATA = ["--data_folder", "data", "--data_name", "tiny_5_cap_per_img_0_min_word_freq", "--run_folder", "run"]

@@ -17,11 +17,11 @@ import train
 from caption import Config, main
 from captioning.command_line import parse_args
 from captioning.inference.captioner import load_captioner
-from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.preparation.photo_batches import find_photos
 from captioning.preparation.photos import read_photo
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
+from models import Encoder
 from utils import UserError
 
 SIDE = 64

@@ -80,7 +80,7 @@ def test_models_that_were_put_into_data_parallel_are_taken_out_of_it(folder):
 @pytest.mark.parametrize("network", ENCODERS["resnet"].split())
 def test_which_resnet_it_is_follows_from_its_layers(network):
     with torch.device("meta"):
-        layers = build_backbone(network, "none").state_dict()
+        layers = build_backbone(network).network.state_dict()
     assert find_network({f"backbone.{name}": tensor for name, tensor in layers.items()}, "file") == network
 
 

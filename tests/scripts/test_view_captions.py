@@ -11,9 +11,9 @@ import torch
 import train
 from captioning.evaluation import metrics
 from captioning.inference.captioner import load_captioner
-from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.storage.tensors import save_checkpoint
+from models import Encoder
 from utils import UserError
 from view_captions import Config, main, model_names, spread
 

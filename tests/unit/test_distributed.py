@@ -24,13 +24,12 @@ import train
 from captioning import distributed
 from captioning.command_line import run_script
 from captioning.evaluation import metrics
-from captioning.networks.backbones import Encoder
 from captioning.networks.registry import build_decoder
 from captioning.storage.tensors import load_checkpoint
 from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder
 from datasets import BatchOrder
-from models import Decoded
+from models import Decoded, Encoder
 from utils import UserError
 
 ROOT = Path(__file__).parents[2]

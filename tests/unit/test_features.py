@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from captioning.features import cache_features
-from captioning.networks.backbones import Encoder
 from captioning.storage.files import atomic_path
 from datasets import CaptionDataset
+from models import Encoder
 from utils import UserError
 
 

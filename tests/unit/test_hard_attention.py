@@ -7,8 +7,6 @@ from plain_models import END, START, captions, grid, plain_decoder
 
 from models import DecoderWithHardAttention
 
-pytestmark = pytest.mark.usefixtures("large_attention")
-
 
 def outputs_per_cell(decoder, features):
     """:return: scores after <start> if the context were each of the P cells (P, vocab_size), or alpha's mean; alpha"""
@@ -26,7 +24,7 @@ def hard_scores(decoder, features, n):
     """:return: scores after <start> of n rows of one photo (n, vocab_size), log-probabilities of the locations (n,)"""
     state = decoder.init_state(features.expand(n, -1, -1, -1))
     output, _, state = decoder.step(torch.full((n,), START), state)
-    return decoder.scores(output).detach(), decoder.location_log_prob(state).detach()
+    return decoder.scores(output).detach(), state.location_log_prob.detach()
 
 
 def chosen_cells(scores, per_cell):

@@ -10,11 +10,10 @@ from saved_model import save_model
 
 from captioning.inference.captioner import Captioner, load_captioner
 from captioning.inference.search import Rules, beam_search
-from captioning.networks.backbones import Encoder
 from captioning.networks.ensemble import Ensemble
 from captioning.networks.registry import AdaptiveAttention, ShowAndTell
 from datasets import Batch
-from models import DecoderWithHardAttention
+from models import DecoderWithHardAttention, Encoder
 from utils import UserError
 
 RULES = Rules(start=8, end=9, max_length=7)
@@ -124,7 +123,7 @@ def batch():
 def test_perplexity_is_that_of_the_decoders_own_teacher_forcing_over_all_batches(make_captioner, batch):
     captioner = make_captioner()
     decoded = captioner.decoder(batch.images, batch.captions, batch.lengths, batch.image_rows)
-    expected = math.exp(F.cross_entropy(decoded.scores, decoded.targets).item())
+    expected = math.exp(F.cross_entropy(decoded.logits, decoded.targets).item())
     first = batch._replace(
         images=batch.images[:1], captions=batch.captions[:2], lengths=batch.lengths[:2], image_rows=torch.tensor([0, 0])
     )

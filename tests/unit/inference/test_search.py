@@ -1,6 +1,7 @@
 """Searches find what going through every sequence finds, for many photos at once, and keep their rules."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from models import DecoderWithAttention, DecoderWithHardAttention
 VOCAB, START, END = 5, 0, 4
 
 
+class ToyState(NamedTuple):
+    photos: torch.Tensor  # (N,)
+    history: torch.Tensor  # (N,)
+
+
 class ToyDecoder:
     """
     A decoder whose scores are random, but fixed for each photo and all words before.
@@ -18,7 +24,6 @@ class ToyDecoder:
     The history is a whole number that each word changes, so batched and single searches see the very same scores.
     """
 
-    constant = 1
     rows = 10007
 
     def __init__(self, seed=0, spread=2.0, end_bias=0.0, alphas=True, vocab_size=VOCAB):
@@ -28,12 +33,12 @@ class ToyDecoder:
         self.looks = torch.rand(self.rows, 6, generator=generator).softmax(dim=1) if alphas else None
 
     def init_state(self, photos):
-        return photos, 7 * photos  # (N,), (N,)
+        return ToyState(photos, 7 * photos)  # (N,), (N,)
 
     def step(self, words, state):
         photos, history = state
         history = (history * 31 + words * 17 + photos + 3) % self.rows
-        return history, None if self.looks is None else self.looks[history], (photos, history)
+        return history, None if self.looks is None else self.looks[history], ToyState(photos, history)
 
     def scores(self, history):
         return self.table[history].clone()

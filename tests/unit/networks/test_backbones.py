@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from captioning.networks.backbones import FAMILY, IMAGENET_MEAN, IMAGENET_STD, Encoder, resize_by_products, resize_grid
+from captioning.networks.backbones import FAMILY, IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from models import Encoder, resize_grid
 from utils import UserError
 
 # The list, written out: an architecture that falls out of the module's own list is noticed.
@@ -68,8 +69,8 @@ def test_features_of_a_frozen_random_network_are_finite(name):
         assert Encoder(name).eval().features(photos(side=256)).isfinite().all()
 
 
-def test_the_list_of_encoders_is_the_promised_one():
-    assert set(FAMILY) == set(ARCHITECTURES)
+def test_none_of_the_promised_encoders_is_missing():
+    assert set(ARCHITECTURES) <= set(FAMILY)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_features_are_what_the_networks_own_classifier_reads(name, tail):
     torch.manual_seed(0)
     network = scrambled(torchvision.models.get_model(name)).eval()
     encoder = Encoder(name).eval()
-    encoder.load_backbone({k: v for k, v in network.state_dict().items() if not k.startswith(CLASSIFIERS)})
+    load_backbone(encoder, {k: v for k, v in network.state_dict().items() if not k.startswith(CLASSIFIERS)})
     images = photos(2)
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     with torch.no_grad():
@@ -127,7 +128,6 @@ def test_a_resized_cell_is_the_mean_of_the_cells_it_overlaps(old, new):
             columns = [j for j in range(old[1]) if j * new < (x + 1) * old[1] and (j + 1) * new > x * old[1]]
             expected = torch.stack([features[:, i, j] for i in rows for j in columns]).mean(dim=0)
             torch.testing.assert_close(resized[:, y, x], expected)
-    torch.testing.assert_close(resize_by_products(features, new), resized)
 
 
 def test_forward_is_the_features_resized():
@@ -176,7 +176,7 @@ def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics():
 
 def test_fine_tuning_frees_blocks_2_to_4_of_pretrained_weights(resnet_weights):
     encoder = Encoder("resnet18")
-    encoder.load_backbone(resnet_weights)
+    load_backbone(encoder, resnet_weights)
     encoder.fine_tune()
     encoder.train()
     free = {name.split(".")[1] for name, p in encoder.named_parameters() if p.requires_grad}
@@ -195,7 +195,7 @@ def test_fine_tuning_frees_blocks_2_to_4_of_pretrained_weights(resnet_weights):
 @pytest.mark.parametrize(("first", "free"), [(1, 5), (3, 2), (4, 1)])
 def test_the_first_free_block_can_be_chosen(resnet_weights, first, free):
     encoder = Encoder("resnet18")
-    encoder.load_backbone(resnet_weights)
+    load_backbone(encoder, resnet_weights)
     encoder.fine_tune(first_block=first)
     layers = {name.split(".")[1] for name, p in encoder.named_parameters() if p.requires_grad}
     expected = {1: {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}, 3: {"layer3", "layer4"}, 4: {"layer4"}}
@@ -224,24 +224,24 @@ def test_eval_mode_reaches_a_fine_tuned_encoder():
 def test_a_state_dict_of_another_network_is_refused(resnet_weights):
     without = {key: tensor for key, tensor in resnet_weights.items() if key != "layer3.0.conv1.weight"}
     with pytest.raises(UserError, match=r"w\.pth.*layer3\.0\.conv1\.weight.*resnet18"):
-        Encoder("resnet18").load_backbone(without, "w.pth")
+        load_backbone(Encoder("resnet18"), without, "w.pth")
     other = resnet_weights | {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
     with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight.*\(64, 64, 1, 1\).*\(64, 64, 3, 3\)"):
-        Encoder("resnet18").load_backbone(other)
+        load_backbone(Encoder("resnet18"), other)
 
 
 def test_a_refused_state_dict_changes_nothing(resnet_weights):
     encoder = Encoder("resnet18")
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     with pytest.raises(UserError):
-        encoder.load_backbone(resnet_weights | {"layer4.1.conv2.weight": torch.zeros(1)})
+        load_backbone(encoder, resnet_weights | {"layer4.1.conv2.weight": torch.zeros(1)})
     assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
 
 
 def test_old_weights_without_batch_counters_load(resnet_weights):
     old = {key: tensor for key, tensor in resnet_weights.items() if not key.endswith("num_batches_tracked")}
     encoder = Encoder("resnet18")
-    encoder.load_backbone(old)
+    load_backbone(encoder, old)
     assert torch.equal(encoder.state_dict()["backbone.conv1.weight"], resnet_weights["conv1.weight"])
 
 

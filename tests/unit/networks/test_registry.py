@@ -11,10 +11,8 @@ import train
 from captioning.inference.search import Rules, beam_search, greedy
 from captioning.networks.registry import DECODERS, SETTINGS, build_decoder
 from captioning.training.losses import CaptionLoss
-from models import DecoderWithAttention, DecoderWithHardAttention, mean_cell
+from models import DecoderWithAttention, DecoderWithHardAttention, mean_features, select_rows
 from utils import UserError
-
-pytestmark = pytest.mark.usefixtures("large_attention")
 
 VOCAB, PAD, START, END = 11, 0, 9, 10
 SMALL = {"embed_dim": 7, "decoder_dim": 6, "attention_dim": 5, "encoded_image_size": 3, "dropout": 0.0}
@@ -163,7 +161,7 @@ def test_scores_alphas_and_gradients_are_those_of_the_papers_equations(name, var
     decoder, features, (rows, lengths) = build(name, **settings), grid(4, size).requires_grad_(), captions(4)
 
     decoded = decoder(features, rows, lengths)
-    found = gradients(objective(decoded.scores, decoded.alphas, decoded.targets), decoder, features)
+    found = gradients(objective(decoded.logits, decoded.alphas, decoded.targets), decoder, features)
 
     slow = plain(name, decoder, features, rows, lengths, **options)
     slow = [slow[i] for i in decoded.order]
@@ -176,7 +174,7 @@ def test_scores_alphas_and_gradients_are_those_of_the_papers_equations(name, var
         grid_only = [(1 - beta) * alpha for _, alpha, beta in slow]  # the rest is the sentinel's
         alphas = torch.nn.utils.rnn.pad_sequence(grid_only, batch_first=True)
         assert_same(decoded.alphas, alphas)
-    assert_same(decoded.scores, packed)
+    assert_same(decoded.logits, packed)
     expected = gradients(objective(packed, alphas, decoded.targets), decoder, features)
     for parameter in expected:
         assert_same(found[parameter], expected[parameter])
@@ -188,7 +186,7 @@ def test_step_unrolled_equals_forward(name, layers):
     decoder = build(name, decoder_layers=layers).eval()
     features, (rows, lengths) = grid(5, (4, 4)), captions(5)
     decoded = decoder(features, rows, lengths)
-    scores = decoded.scores.split(decoded.batch_sizes)  # T of (n, vocab_size)
+    scores = decoded.logits.split(decoded.batch_sizes)  # T of (n, vocab_size)
     for row, caption in enumerate(decoded.order.tolist()):
         state = decoder.init_state(features[caption : caption + 1])
         for t in range(lengths[caption] - 1):
@@ -200,15 +198,13 @@ def test_step_unrolled_equals_forward(name, layers):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_a_state_can_be_reordered_but_for_the_parts_that_stay_constant(name):
+def test_a_states_rows_can_be_reordered_repeated_and_dropped(name):
     decoder = build(name, decoder_layers=2).eval()
     words, chosen = torch.tensor([1, 2, 3]), torch.tensor([2, 0, 2, 1])
     first = decoder.init_state(grid(3, (2, 2)))
     *_, state = decoder.step(words, first)
-    for part, before in zip(state[: decoder.constant], first):  # noqa: B905  the state has more parts
-        assert torch.equal(part, before)
     output, alpha, _ = decoder.step(words, state)
-    output_chosen, alpha_chosen, _ = decoder.step(words[chosen], tuple(part[chosen] for part in state))
+    output_chosen, alpha_chosen, _ = decoder.step(words[chosen], select_rows(state, chosen))
     torch.testing.assert_close(output_chosen, output[chosen])
     if alpha is not None:
         torch.testing.assert_close(alpha_chosen, alpha[chosen])
@@ -229,14 +225,14 @@ def test_captions_that_share_a_photo_give_what_each_gives_with_its_own(name, siz
     decoder, features, (rows, lengths) = build(name), grid(3, size).requires_grad_(), captions(7)
     image_rows = torch.tensor([0, 0, 1, 1, 1, 2, 2])
     caption_major = decoder(features[image_rows], rows, lengths)
-    loss = objective(caption_major.scores, caption_major.alphas, caption_major.targets)
+    loss = objective(caption_major.logits, caption_major.alphas, caption_major.targets)
     expected = gradients(loss, decoder, features)
     image_major = decoder(features, rows, lengths, image_rows)
-    loss = objective(image_major.scores, image_major.alphas, image_major.targets)
+    loss = objective(image_major.logits, image_major.alphas, image_major.targets)
     found = gradients(loss, decoder, features)
 
     assert torch.equal(image_major.targets, caption_major.targets)
-    assert_same(image_major.scores, caption_major.scores)
+    assert_same(image_major.logits, caption_major.logits)
     if name != "show_tell":
         assert_same(image_major.alphas, caption_major.alphas)
     for parameter in expected:
@@ -248,7 +244,7 @@ def test_the_gradient_of_the_words_reaches_every_parameter(name):
     torch.manual_seed(0)
     decoder, (rows, lengths) = build(name, **({"hard_expected_share": 1.0} if name == "hard" else {})), captions(8)
     decoded = decoder(grid(8), rows, lengths)
-    F.cross_entropy(decoded.scores, decoded.targets).backward()
+    F.cross_entropy(decoded.logits, decoded.targets).backward()
     for parameter, values in decoder.named_parameters():
         if parameter == "attention.full_att.bias":  # it moves all cells' scores alike, which softmax does not see
             assert values.grad.abs().max() < 1e-6
@@ -293,7 +289,7 @@ def test_greedy_choice_and_beam_search_run_on_every_decoder(name):
             # What the search says of a caption is what teacher forcing says of it.
             words = [START, *hypothesis.words, *([END] if hypothesis.ended else [])]
             decoded = decoder(features[photo : photo + 1], torch.tensor([words]), torch.tensor([len(words)]))
-            scores = decoded.scores.log_softmax(dim=1)
+            scores = decoded.logits.log_softmax(dim=1)
             assert scores[range(len(words) - 1), words[1:]].sum().item() == pytest.approx(hypothesis.log_prob, abs=1e-3)
             if name == "show_tell":
                 assert hypothesis.alphas is None
@@ -325,18 +321,18 @@ def test_spatial_attention_has_no_sentinel():
 def test_the_mean_is_that_of_the_resized_grid(size):
     features = grid(2, size)
     resized = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2), 3)
-    torch.testing.assert_close(mean_cell(features, 3), resized.mean(dim=(2, 3)))
+    torch.testing.assert_close(mean_features(features, 3), resized.mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_half_precision_and_cached_features_are_taken(name):
     decoder, features, (rows, lengths) = build(name), grid(5, (2, 2)).half(), captions(5)
     expected = decoder(features.float(), rows, lengths)
-    assert_same(decoder(features, rows, lengths).scores, expected.scores)
+    assert_same(decoder(features, rows, lengths).logits, expected.logits)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = decoder(features, rows, lengths)
-    loss = F.cross_entropy(found.scores.float(), found.targets)
-    torch.testing.assert_close(loss, F.cross_entropy(expected.scores, expected.targets), rtol=0.02, atol=0.02)
+    loss = F.cross_entropy(found.logits.float(), found.targets)
+    torch.testing.assert_close(loss, F.cross_entropy(expected.logits, expected.targets), rtol=0.02, atol=0.02)
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in decoder.parameters() if parameter.grad is not None)
 
@@ -349,10 +345,10 @@ def test_each_dropout_a_decoder_has_makes_training_random_and_nothing_else(name)
             continue
         settings = {field: 0.5} | ({"hard_expected_share": 1.0} if name == "hard" else {})
         decoder = build(name, **settings).train()
-        one, other = (decoder(grid(4), rows, lengths).scores for _ in range(2))
+        one, other = (decoder(grid(4), rows, lengths).logits for _ in range(2))
         assert not torch.equal(one, other), field
         decoder.eval()
-        one, other = (decoder(grid(4), rows, lengths).scores for _ in range(2))
+        one, other = (decoder(grid(4), rows, lengths).logits for _ in range(2))
         assert torch.equal(one, other), field
 
 
@@ -396,7 +392,7 @@ def test_each_setting_reaches_its_decoder():
     assert (decoder.dropout.p, decoder.embedding_dropout.p, decoder.state_dropout.p) == (0.0, 0.1, 0.2)
     assert (decoder.expected_share, decoder.inference, decoder.encoded_image_size) == (0.25, "sample", 3)
     assert len(decoder.decode_step) == 2 and decoder.f_beta is None and decoder.deep_output
-    assert decoder.attention.nonlinearity is torch.tanh_ and decoder.fc.weight is decoder.embedding.weight
+    assert decoder.attention.nonlinearity is torch.tanh and decoder.fc.weight is decoder.embedding.weight
 
 
 def test_an_unknown_decoder_is_refused_with_the_names_there_are():

@@ -1,17 +1,12 @@
 """Layers within `shared_products` give what they give outside, also those that no decoder here has."""
 
-import gc
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from captioning.networks.registry import DECODERS
-from captioning.speed import attention_scores
-from captioning.speed import shared_products as recurrent
-from captioning.speed.shared_products import Linear, gains_from_onednn, linear, shared_products
+from captioning.speed.shared_products import SharingLinear, gains_from_onednn, linear, shared_products
 
 
 class Recurrence(nn.Module):
@@ -40,9 +35,9 @@ def gradients(module, context):
 @pytest.mark.parametrize(
     "make_layer",
     [
-        lambda: Linear(5, 5),
-        lambda: Linear(5, 5, bias=False),
-        lambda: weight_norm(Linear(5, 5)),  # its weight is another tensor at each use
+        lambda: SharingLinear(5, 5),
+        lambda: SharingLinear(5, 5, bias=False),
+        lambda: weight_norm(SharingLinear(5, 5)),  # its weight is another tensor at each use
     ],
     ids=["with a bias", "without a bias", "with weight normalisation"],
 )
@@ -60,7 +55,7 @@ def test_a_layer_has_the_gradients_that_it_has_outside(make_layer):
 )
 def test_a_large_layer_has_the_same_gradients_whatever_the_number_of_rows(rows, uses, dtype, tolerance):
     torch.manual_seed(0)
-    layer, x = Linear(1000, 1000), torch.randn(uses, rows, 1000, requires_grad=True)  # large enough for oneDNN
+    layer, x = SharingLinear(1000, 1000), torch.randn(uses, rows, 1000, requires_grad=True)  # large enough for oneDNN
     layer.to(dtype), nn.init.normal_(layer.bias)
 
     def run(context):
@@ -85,36 +80,3 @@ def test_one_weight_with_two_biases_keeps_them_apart():
     found = torch.autograd.grad(product.sum(), [weight, one, other])
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
-def test_a_step_leaves_nothing_to_the_garbage_collector(large_attention):
-    """Weights, keys and their gradients are large: one step's must go before the next one's come."""
-    decoder = DECODERS["soft"](vocab_size=99, encoder_dim=32, embed_dim=32, decoder_dim=32)
-    captions, lengths = torch.tensor([[1, 4, 5, 2], [1, 6, 2, 0]]), torch.tensor([4, 3])
-    gc.collect()
-    gc.disable()
-    try:
-        decoded = decoder(torch.randn(2, 1, 1, 32), captions, lengths)
-        decoded.scores.sum().backward()
-        assert shared_objects()  # there were some
-        del decoded
-        assert shared_objects() == []
-    finally:
-        gc.enable()
-
-
-def shared_objects():
-    return [thing for thing in gc.get_objects() if type(thing) in (recurrent._Shared, attention_scores.SharedKeys)]
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_every_layer_of_a_decoder_shares_its_products(name, monkeypatch):
-    """All but attention's scores, which have a way of their own."""
-    contexts = []
-    monkeypatch.setattr("models.shared_products", lambda: contexts.append(shared_products()) or contexts[-1])
-    decoder = DECODERS[name](vocab_size=99, encoder_dim=32, embed_dim=32, decoder_dim=32)
-    captions, lengths = torch.tensor([[1, 4, 5, 2], [1, 6, 2, 0]]), torch.tensor([4, 3])
-    decoder(torch.randn(2, 1, 1, 32), captions, lengths)
-    shared = {id(tensor) for layer in contexts[0].layers.values() for tensor in layer.named_by}
-    left_out = [name for name, parameter in decoder.named_parameters() if id(parameter) not in shared]
-    assert [name for name in left_out if not name.startswith("attention.full_att")] == []

@@ -20,7 +20,7 @@ def decoded_by_hand(vocab_size=7, cells=4, drawn=False, attention=True, seed=0):
     for row, length in enumerate([3, 2, 1]):
         alphas[row, length:] = 0
     return Decoded(
-        scores=torch.randn(6, vocab_size, generator=generator).requires_grad_(),
+        logits=torch.randn(6, vocab_size, generator=generator).requires_grad_(),
         targets=torch.randint(0, vocab_size, (6,), generator=generator),
         alphas=alphas.requires_grad_() if attention else None,
         batch_sizes=BATCH_SIZES,
@@ -37,7 +37,7 @@ def per_caption(packed):
 def test_cross_entropy_is_the_mean_over_all_words():
     decoded = decoded_by_hand(attention=False)
     loss, cross_entropy = CaptionLoss()(decoded)
-    by_hand = -decoded.scores.softmax(dim=1)[range(6), decoded.targets].log().mean()
+    by_hand = -decoded.logits.softmax(dim=1)[range(6), decoded.targets].log().mean()
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(cross_entropy, by_hand.detach())
     assert not cross_entropy.requires_grad
@@ -47,12 +47,12 @@ def test_cross_entropy_is_the_mean_over_all_words():
 def test_label_smoothing_is_torchs_own(smoothing):
     decoded = decoded_by_hand(attention=False)
     loss, cross_entropy = CaptionLoss(label_smoothing=smoothing)(decoded)
-    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(decoded.scores, decoded.targets)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)(decoded.logits, decoded.targets)
     torch.testing.assert_close(loss, expected)
-    found = torch.autograd.grad(loss, decoded.scores)[0]
-    torch.testing.assert_close(found, torch.autograd.grad(expected, decoded.scores)[0])
+    found = torch.autograd.grad(loss, decoded.logits)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(expected, decoded.logits)[0])
     # What is reported stays the cross entropy itself, so that runs can be compared.
-    torch.testing.assert_close(cross_entropy, F.cross_entropy(decoded.scores, decoded.targets).detach())
+    torch.testing.assert_close(cross_entropy, F.cross_entropy(decoded.logits, decoded.targets).detach())
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 0.3])
@@ -71,15 +71,15 @@ def test_the_reinforce_and_entropy_terms_by_hand():
     loss_function = CaptionLoss(0.0, reinforce_weight=0.7, entropy_weight=0.05).eval()
     loss_function.load_state_dict({"baseline": torch.tensor(-3.0)})
     loss, cross_entropy = loss_function(decoded)
-    word_log_probs = decoded.scores.log_softmax(dim=1)[range(6), decoded.targets]
+    word_log_probs = decoded.logits.log_softmax(dim=1)[range(6), decoded.targets]
     rewards, locations = per_caption(word_log_probs), per_caption(decoded.location_log_probs)
     entropy = -sum(a * torch.tensor(a).log().item() for a in decoded.alphas.flatten().tolist() if a > 0)
     by_hand = -(0.7 * ((rewards + 3.0) * locations).sum() + 0.05 * entropy) / 6
     torch.testing.assert_close(loss - cross_entropy, by_hand, rtol=1e-4, atol=1e-5)
 
     # The reward is a number to the estimator: scores feel the cross entropy alone.
-    found = torch.autograd.grad(loss, decoded.scores, retain_graph=True)[0]
-    expected = torch.autograd.grad(F.cross_entropy(decoded.scores, decoded.targets), decoded.scores)[0]
+    found = torch.autograd.grad(loss, decoded.logits, retain_graph=True)[0]
+    expected = torch.autograd.grad(F.cross_entropy(decoded.logits, decoded.targets), decoded.logits)[0]
     torch.testing.assert_close(found, expected)
     found = torch.autograd.grad(loss, decoded.location_log_probs)[0]
     weights = (-0.7 * (rewards + 3.0) / 6).detach()
@@ -91,7 +91,7 @@ def test_the_baseline_is_a_moving_average_of_the_rewards():
     expected = 0.0
     for seed in range(3):
         decoded = decoded_by_hand(drawn=True, seed=seed)
-        rewards = per_caption(decoded.scores.log_softmax(dim=1)[range(6), decoded.targets])
+        rewards = per_caption(decoded.logits.log_softmax(dim=1)[range(6), decoded.targets])
         expected = 0.9 * expected + 0.1 * rewards.mean().item()
         loss_function(decoded)
         assert loss_function.state_dict()["baseline"].item() == pytest.approx(expected, rel=1e-5)
@@ -128,10 +128,10 @@ SIZES = {"encoder_dim": 3, "embed_dim": 3, "decoder_dim": 4, "attention_dim": 3,
 class ToldDecoder(DecoderWithAttention):
     """Looks where it is told: `cells` has a location for each timestep, or None for the expected value."""
 
-    def look(self, alpha):
+    def look(self, alpha, state):
         cell = self.cells.pop(0)
         self.log_probs.append(torch.zeros(()) if cell is None else alpha[0, cell].log())
-        return (alpha if cell is None else F.one_hot(torch.tensor([cell]), 4).float()), None
+        return (alpha if cell is None else F.one_hot(torch.tensor([cell]), 4).float()), state
 
 
 def attention_gradient(decoder):

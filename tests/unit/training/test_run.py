@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning.networks.backbones import Encoder
 from captioning.training.run import Run, build_optimizer, check_config
-from models import DecoderWithAttention
+from models import DecoderWithAttention, Encoder
 from train import Config
 from utils import UserError
 

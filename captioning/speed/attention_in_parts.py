@@ -1,49 +1,39 @@
 """
 Additive attention's scores on CPUs, with less to carry to and from memory.
 
-The network that scores a cell (paper, equation 4) makes attention_dim numbers of each cell, at every timestep: with 32
-captions, 196 cells and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there makes
-the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits for
-its memory. Here
+The network that scores a location (paper, equation 4) makes attention_dim numbers of it, at every timestep: with 32
+captions, 196 locations and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there
+makes the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits
+for its memory. Here
 
 - the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache;
 - none of them is kept for backward, which asks only where keys + query was positive: keys and query still say that;
-- the gradient of the keys is added up in one place, over all timesteps, as recurrent.py does for the weights.
-
-`score_cells` is what attention calls. Outside `recurrent.shared_products` it is its formula and nothing more, in parts
-where no gradient is wanted.
+- the gradient of the keys is added up in one place, over all timesteps, as shared_products.py does for the weights.
 """
 
 import torch
 from torch.autograd import Function
 
-from captioning.speed.shared_products import Linear, sharing
+from captioning.speed.shared_products import sharing
+from models import Attention
 
-ENOUGH = 5_000  # numbers that attention makes of a caption's cells, from which on sharing gains
+ENOUGH = 5_000  # numbers that attention makes of a caption's locations, from which on sharing gains
 PART = 3_300_000  # bytes to work on at a time: about what the cores' caches hold
 
 
-def score_cells(keys, query, layer, nonlinearity):
-    """
-    :param keys: (N, P, attention_dim), each cell's part, which does not change over time
-    :param query: (N, attention_dim), the decoder's part
-    :param layer: linear, attention_dim -> 1
-    :param nonlinearity: `torch.relu_` or `torch.tanh_`: in place, which halves the memory
-    :return: (N, P)
-    """
-    context = sharing()
-    if context is not None and gains_from_sharing(keys, layer, nonlinearity):
-        return shared_keys(context, keys, layer).scores(query, layer)
-    if keys.device.type == "cpu" and not torch.is_grad_enabled():
-        step = captions_at_a_time(keys)
-        parts = zip(keys.split(step), query.split(step), strict=True)
-        return torch.cat([plain_scores(*part, layer, nonlinearity) for part in parts])
-    return plain_scores(keys, query, layer, nonlinearity)
+class AttentionInParts(Attention):
+    """`Attention` whose scores are computed for a few captions at a time."""
 
-
-def plain_scores(keys, query, layer, nonlinearity):
-    """:return: (N, P), what `score_cells` gives, by its formula"""
-    return layer(nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
+    def scores(self, keys, query):
+        """:return: (N, P), of keys (N, P, attention_dim) and a query (N, attention_dim)"""
+        context = sharing()
+        if context is not None and gains_from_sharing(keys, self):
+            return shared_keys(context, keys, self.full_att).scores(query, self.full_att)
+        if keys.device.type == "cpu" and not torch.is_grad_enabled():
+            step = captions_at_a_time(keys)
+            parts = zip(keys.split(step), query.split(step), strict=True)
+            return torch.cat([super(AttentionInParts, self).scores(*part) for part in parts])
+        return super().scores(keys, query)
 
 
 def captions_at_a_time(keys):
@@ -51,9 +41,9 @@ def captions_at_a_time(keys):
     return max(1, PART // (keys.shape[1:].numel() * keys.element_size()))
 
 
-def gains_from_sharing(keys, layer, nonlinearity):
-    """:return: whether `SharedKeys` can score these cells, and is quicker. (A tanh's slope takes more than a sign.)"""
-    fits = keys.device.type == "cpu" and keys.requires_grad and nonlinearity is torch.relu_ and type(layer) is Linear
+def gains_from_sharing(keys, attention):
+    """:return: whether `SharedKeys` can score these keys, and is quicker. (A tanh's slope takes more than a sign.)"""
+    fits = keys.device.type == "cpu" and keys.requires_grad and attention.nonlinearity is torch.relu
     return fits and keys.shape[1:].numel() >= ENOUGH
 
 
@@ -106,8 +96,8 @@ class _Scores(Function):
     weight * relu(keys + query), summed over attention_dim, of one timestep.
 
     With g the gradient of a score and slope the ReLU's, 0 or 1, the gradients are sums of g * slope: times the weight,
-    over timesteps for a key and over cells for a query. The weight's is the sum of g * slope * (keys + query): of the
-    other two, before they are multiplied by the weight, times key and query. So it needs no sum of its own.
+    over timesteps for a key and over locations for a query. The weight's is the sum of g * slope * (keys + query): of
+    the other two, before they are multiplied by the weight, times key and query. So it needs no sum of its own.
     """
 
     @staticmethod
