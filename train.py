@@ -123,6 +123,7 @@ class Config:
     precision: Precision = "float32"  # of the matrix products (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
     compile: bool = False  # torch.compile the encoder's network; takes a minute at first, and gains nothing on CPUs
+    fast_cpu: bool = True  # on CPUs, compute the decoder's same numbers in quicker ways (captioning/speed)
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch

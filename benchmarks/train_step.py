@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
+from captioning.command_line import run_script
 from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention, Encoder
 from utils import choose_device

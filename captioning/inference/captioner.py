@@ -17,6 +17,7 @@ from captioning.networks.ensemble import Encoders, Ensemble
 from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
 from datasets import check_word_map
+from models import select_rows
 from utils import UserError
 
 
@@ -111,7 +112,7 @@ class Captioner:
         for batch in tqdm(loader, desc="teacher forcing", leave=False, disable=None):
             batch = batch.to(self.device, resident)
             state = self.decoder.init_state(self.encoder.features(batch.images))
-            state = tuple(part[batch.image_rows.to(self.device)] for part in state)
+            state = select_rows(state, batch.image_rows.to(self.device))
             lengths = batch.lengths.to(self.device)  # (N,)
             outputs, targets = [], []
             for t in range(batch.captions.shape[1] - 1):
