@@ -115,7 +115,7 @@ def find_network(encoder, source):
     shapes = {name: tensor.shape for name, tensor in encoder.items() if name.startswith("backbone.")}
     for network in (name for name, family in FAMILY.items() if family == "resnet"):
         with torch.device("meta"):  # shapes only
-            backbone = build_backbone(network, "none")
+            backbone = build_backbone(network).network
         if shapes == {f"backbone.{name}": tensor.shape for name, tensor in backbone.state_dict().items()}:
             return network
     raise UserError(f"{source}: its encoder has the layers of no ResNet of torchvision; the tutorial's expected")
