@@ -33,7 +33,7 @@ from utils import UserError
 
 @dataclass
 class Config:
-    photos: tuple[int, int] = (300, 60)  # how many at 640 x 480, and at 2048 x 1536
+    photos: tuple[int, ...] = (300, 60)  # how many at 640 x 480, and at 2048 x 1536
     image_size: int = 256  # width and height of the result, in pixels
     workers: int | None = None  # processes; none: one a core
     repeats: int = 8  # each way is timed this often, in turns; its best time counts
@@ -42,6 +42,8 @@ class Config:
 
 
 def main(config):
+    if len(config.photos) != 2:
+        raise UserError(f"photos: {len(config.photos)} numbers found, two expected: of small and of large photos")
     if min(*config.photos, config.repeats, config.image_size) < 1 or (config.workers or 1) < 1:
         raise UserError("photos, repeats, image_size, workers: expected 1 or more of each")
     workers = num_workers(config.workers)
