@@ -1,11 +1,10 @@
 """
-The files that create_input_files.py made go in, batches come out: the dataset, its batches and their order.
+Batches of photos and captions from the files of create_input_files.py: the dataset, its batches and their order.
 
 An item is a photo (or its cached features) with some of its captions: one for caption-major batches, all of them for
 image-major ones. A batch joins items, so several captions may share one photo.
 """
 
-import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,18 +63,26 @@ class CaptionDataset(Dataset):
         self.split, self.image_major = split.upper(), image_major
         folder = Path(data_folder)
         self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
+        word_map_file = folder / f"WORDMAP_{data_name}.json"
+        if word_map_file.exists() and not self.image_file.exists():
+            raise UserError(
+                f"{self.image_file}: no such file, so {data_name} has no photos in {self.split}; add some to the "
+                "annotations, or run create_input_files.py with --splits drawn"
+            )
         with open_hdf5(self.image_file, "images") as file:
             self.num_photos, self.image_size = len(file["images"]), file["images"].shape[-1]
             self.captions_per_image = captions_per_image(file)
-        self.word_map = load_word_map(folder / f"WORDMAP_{data_name}.json")
+        self.word_map = load_word_map(word_map_file)
 
         caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
         length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"
         self.captions = load_table(caption_file, dimensions=2)  # (N_c * I, max_length), ids
         self.lengths = load_table(length_file, dimensions=1)  # (N_c * I,)
-        self.check(caption_file, length_file)
+        self.refuse_mixed_files(caption_file, length_file)
+        self.max_words = self.captions.shape[1] - 2  # longest caption that the files have room for
         self.captions = self.captions.astype(np.min_scalar_type(len(self.word_map)))  # COCO's: 59 MB, not 236
         self.reference_file = folder / f"{self.split}_REFERENCES_{data_name}.json"
+        self._references = None  # read when they are first asked for
         self.with_references = self.split != "TRAIN"  # whether batches hold them; in training nobody asks
         self.source, self.source_name, self.read = self.image_file, "images", True
         self.rows = None
@@ -84,22 +91,22 @@ class CaptionDataset(Dataset):
         """
         Let features stand in for the photos.
 
-        :param path: from `feature_cache.cache_features`
+        :param path: from `features.cache_features`
         :param read: False if the batches need neither, because the features are on the GPU already
         """
         self.source, self.source_name, self.read, self.rows = Path(path), "features", read, None
 
     def use_words(self, word_map):
-        """Say the captions in the ids of another word map, such as a model's; words that it lacks become <unk>."""
+        """Use another word map's ids for the captions, such as a model's; words that it lacks become <unk>."""
         if word_map != self.word_map:
-            self.references  # noqa: B018  read now: where there is no file of them, the captions' own words are kept
+            self.load_references()  # before: where there is no file of them, they are the captions' own words
             ids = np.zeros(len(self.word_map), dtype=np.min_scalar_type(len(word_map)))  # old id -> new id
             for word, index in self.word_map.items():
                 ids[index] = word_map.get(word, word_map["<unk>"])
             self.captions, self.word_map = ids[self.captions], word_map
 
-    def check(self, caption_file, length_file):
-        """Refuse files that do not belong together."""
+    def refuse_mixed_files(self, caption_file, length_file):
+        """:raises UserError: if captions, lengths, photos and word map do not belong together"""
         expected = self.num_photos * self.captions_per_image
         if not len(self.captions) == len(self.lengths) == expected:
             raise UserError(
@@ -122,28 +129,41 @@ class CaptionDataset(Dataset):
         if (self.captions[:, 0] != self.word_map["<start>"]).any():
             raise UserError(f"{caption_file}: captions do not begin with <start>; make the files again")
 
-    @functools.cached_property
+    @property
     def references(self):
+        """:return: a dict for each photo, see `load_reference_file`"""
+        if self._references is None:
+            self.load_references()
+        return self._references
+
+    def load_references(self):
         """
-        :return: a dict a photo: 'image_id', 'file_name' and 'captions', all of its captions as real words; the
-            tutorial's own files have none, so there the words are those of the encoded captions
+        Read the references now, not when they are first asked for. The tutorial's own files have none; there, each
+        photo's encoded captions take their place.
+
+        :raises UserError: if the file is broken, or belongs to other photos
         """
         path = self.reference_file
         if not path.exists() and not path.is_symlink():
-            words = {index: word for word, index in self.word_map.items()}
-            rows = [[words[i] for i in row[1 : n - 1]] for row, n in zip(self.captions, self.lengths, strict=True)]
-            c = self.captions_per_image
-            return [
-                {"image_id": i, "file_name": str(i), "captions": rows[i * c : (i + 1) * c]}
-                for i in range(self.num_photos)
-            ]
-        references = load_references(path)
+            self._references = self.captions_as_references()
+            return
+        references = load_reference_file(path)
         if len(references) != self.num_photos:
             raise UserError(
                 f"{path}: {len(references)} photos found, {self.num_photos} expected as in {self.image_file.name}; "
                 "the files are not of one run of create_input_files.py"
             )
-        return references
+        self._references = references
+
+    def captions_as_references(self):
+        """:return: a dict for each photo, with the words of its encoded captions"""
+        words = {index: word for word, index in self.word_map.items()}
+        captions = [[words[i] for i in row[1 : n - 1]] for row, n in zip(self.captions, self.lengths, strict=True)]
+        c = self.captions_per_image
+        return [
+            {"image_id": i, "file_name": str(i), "captions": captions[i * c : (i + 1) * c]}
+            for i in range(self.num_photos)
+        ]
 
     def item_lengths(self):
         """:return: (items,), length of each item's caption, or of its longest"""
@@ -157,9 +177,10 @@ class CaptionDataset(Dataset):
         if self.rows is None and self.read:
             self.rows = map_rows(self.source, self.source_name)
         c = self.captions_per_image
-        photo, chosen = (
-            (item, slice(item * c, (item + 1) * c)) if self.image_major else (item // c, slice(item, item + 1))
-        )
+        if self.image_major:
+            photo, chosen = item, slice(item * c, (item + 1) * c)
+        else:
+            photo, chosen = item // c, slice(item, item + 1)
         try:
             image = self.rows[photo] if self.read else np.empty(0, dtype=np.float16)
             return photo, image, self.captions[chosen], self.lengths[chosen]
@@ -257,14 +278,14 @@ def check_word_map(word_map, source):
         raise UserError(f"{source}: its word map has words that are no text; get or make it again")
 
 
-def load_references(path):
+def load_reference_file(path):
     """
     :return: list of dicts, one for each photo: 'image_id', 'file_name' and 'captions', lists of words
     :raises UserError: if the file holds anything else
     """
 
     def is_caption(words):
-        return isinstance(words, list) and all(isinstance(word, str) for word in words)
+        return isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)
 
     references = load_json(path)
     if not isinstance(references, list) or not references:

@@ -86,7 +86,7 @@ def open_split(data_folder, data_name, split):
     if not (data_folder and data_name):
         raise UserError("data_folder, data_name: not given; results alone do not tell their data, so name both")
     dataset = CaptionDataset(data_folder, data_name, split, image_major=True)
-    dataset.references  # noqa: B018  read now: a broken file should end the run before it begins
+    dataset.load_references()  # now: a broken file should end the run before it begins
     return dataset
 
 

@@ -26,8 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
 from captioning.command_line import run_script
-from captioning.preparation.photos import DRAFT_GAP, photo_reader, read_photo
-from create_input_files import num_workers
+from captioning.preparation.photos import DRAFT_GAP, num_cores, photo_reader, read_photo
 from utils import UserError
 
 
@@ -46,7 +45,7 @@ def main(config):
         raise UserError(f"photos: {len(config.photos)} numbers found, two expected: of small and of large photos")
     if min(*config.photos, config.repeats, config.image_size) < 1 or (config.workers or 1) < 1:
         raise UserError("photos, repeats, image_size, workers: expected 1 or more of each")
-    workers = num_workers(config.workers)
+    workers = num_cores() if config.workers is None else config.workers
     cases = dict(zip([(640, 480), (2048, 1536)], config.photos, strict=True))
     lines = []
     print(f"{workers} workers; photos a second, best of {config.repeats}")

@@ -165,7 +165,7 @@ def build_loader(
     dataset = CaptionDataset(data_folder, data_name, split, image_major)
     dataset.with_references = order is None
     if dataset.with_references:
-        dataset.references  # noqa: B018  read now: a broken file should end the run before it begins
+        dataset.load_references()  # now: a broken file should end the run before it begins
     resident = None
     if cached:
         path = cache_features(encoder, dataset.image_file, device, autocast=autocast)

@@ -4,7 +4,7 @@ import csv
 
 from captioning.evaluation import metrics
 from captioning.storage.files import atomic_path, save_json
-from datasets import load_references
+from datasets import load_reference_file
 
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
@@ -19,7 +19,7 @@ def training_captions(path):
     """:return: list of all captions of the training photos, each a list of words; None if there is no such file"""
     if not path.exists() and not path.is_symlink():
         return None
-    return [caption for photo in load_references(path) for caption in photo["captions"]]
+    return [caption for photo in load_reference_file(path) for caption in photo["captions"]]
 
 
 def score_split(captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, **options):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioning.preparation.photos import FORMATS, photo_reader
+from captioning.preparation.photos import photo_formats, photo_reader
 from captioning.screen import printable
 from utils import UserError
 
@@ -22,7 +22,7 @@ def find_photos(names):
     :return: list of paths; a file that is named may be missing
     :raises UserError: if a folder or a pattern has no photo
     """
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in photo_formats()}
     paths = set()
     for name in names:
         if Path(name).is_dir():

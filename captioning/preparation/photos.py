@@ -4,8 +4,10 @@ import collections
 import contextlib
 import functools
 import itertools
+import mmap
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import warnings
@@ -13,32 +15,29 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image
-from torch.nn.functional import interpolate
+from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
-# Formats of photos only. Pillow also opens some that start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # A large JPEG is decoded at a half, a quarter or an eighth, but never below twice the size that is asked for:
 # the pixels then differ from those of a full decode by about 0.2 of 255 (see benchmarks/preprocess.py).
 DRAFT_GAP = 2
-# What undoes each EXIF orientation. 1, and anything else, is upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+MAX_SCANS = 100  # of a JPEG; a progressive one usually has ten, and a small file of thousands takes minutes to decode
+START, SCAN, END = 0xD8, 0xDA, 0xD9  # markers in a JPEG
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # 0 and D0 to D7 stand within a scan
+HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+
+
+@functools.cache
+def photo_formats():
+    """:return: Pillow's names of the formats that are read: of photos only, as it also opens some that run programs"""
+    formats = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+    return (*formats, "AVIF") if "avif" in features.modules and features.check("avif") else formats
 
 
 def read_photo(path, size):
     """
     Read a photo, stretched to a square as the field's tutorial does.
 
-    :param path: of a JPEG, PNG, WebP, GIF (its first frame), BMP, TIFF or PPM file
+    :param path: of a JPEG, PNG, WebP, GIF (its first frame), BMP, TIFF or PPM file, or AVIF where Pillow can
     :param size: width and height of the result, in pixels
     :return: (3, size, size) uint8, RGB, upright
     :raises Exception: Pillow's many kinds, when the file is missing, damaged, no photo, or a decompression bomb
@@ -46,15 +45,57 @@ def read_photo(path, size):
     if not Path(path).is_file():  # a pipe would wait for ever
         raise OSError("is missing, or is no file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of notes beside the pixels that are not as they should be
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as photo:
+        warnings.simplefilter("ignore")  # about notes beside the pixels that are not as they should be
+        with open_photo(path) as photo:
+            full_size = photo.size
             photo.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))  # does nothing unless it is a JPEG
-            pixels = np.array(upright(to_rgb(photo), exif_orientation(photo)))  # (H, W, 3)
-    pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    # The tutorial's filter. Pillow has it too, three times slower; they differ by 1 of 255, in a pixel of 200.
-    pixels = interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)  # (1, 3, size, size)
-    return pixels[0].contiguous().numpy()  # (3, size, size)
+            refuse_bomb(photo, full_size)
+            photo.load()
+            with contextlib.suppress(Exception):  # a damaged note beside sound pixels is no reason to lose the photo
+                ImageOps.exif_transpose(photo, in_place=True)
+            square = to_rgb(photo).resize((size, size), Image.Resampling.BILINEAR)  # antialiased, as the tutorial's
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, size, size)
+
+
+def open_photo(path):
+    """:return: Pillow image file, not decoded yet; a JPEG of any size, as it may be decoded at an eighth of that"""
+    try:
+        return Image.open(path, formats=photo_formats())
+    except Image.DecompressionBombError:
+        with Path(path).open("rb") as file:
+            is_jpeg = file.read(3) == b"\xff\xd8\xff"
+        if not is_jpeg:
+            raise
+        return JpegImagePlugin.JpegImageFile(path)
+
+
+def refuse_bomb(photo, full_size):
+    """
+    :param photo: Pillow image file, set to the size that it is to be decoded at
+    :param full_size: its width and height before that
+    :raises ValueError: if decoding would take more memory or time than a photo's should
+    """
+    scans = count_scans(photo.filename) if isinstance(photo, JpegImagePlugin.JpegImageFile) else 1
+    if scans > MAX_SCANS:
+        raise ValueError(f"is a JPEG of {scans} scans, at most {MAX_SCANS} expected; save it again")
+    width, height = full_size if scans > 1 else photo.size  # of several scans, all of the photo must be in memory
+    if width * height > Image.MAX_IMAGE_PIXELS:
+        megapixels, limit = width * height / 1e6, Image.MAX_IMAGE_PIXELS / 1e6
+        raise ValueError(f"has {megapixels:.0f} megapixels, at most {limit:.0f} expected; save it smaller")
+
+
+def count_scans(path):
+    """:return: in how many passes a JPEG file stores its photo"""
+    scans, place = 0, 0
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        while found := NEXT_MARKER.search(content, place):
+            marker, place = content[found.start() + 1], found.end()
+            if marker == END:
+                break
+            if marker != START:  # all others are followed by their length
+                place += int.from_bytes(content[place : place + 2], "big")
+            scans += int(marker == SCAN)
+    return scans
 
 
 def to_rgb(photo):
@@ -68,24 +109,6 @@ def to_rgb(photo):
     if photo.mode.startswith("I"):  # Pillow would clip 16-bit grey to 255 rather than scale it
         photo = Image.fromarray((np.asarray(photo).clip(0, 65535) // 257).astype(np.uint8))
     return photo.convert("RGB")
-
-
-def upright(photo, orientation):
-    """
-    :return: the Pillow image turned as its EXIF orientation asks for
-    """
-    return photo.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else photo
-
-
-def exif_orientation(photo):
-    """
-    :param photo: Pillow image file that has been loaded
-    :return: its EXIF orientation, 1 (upright) where there is none or where it cannot be read
-    """
-    try:
-        return photo.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged note beside sound pixels is no reason to lose the photo
-        return 1
 
 
 @contextlib.contextmanager
@@ -129,18 +152,35 @@ def _read_chunk(paths, size):
 def _photo_or_reason(path, size):
     try:
         return read_photo(path, size)
+    except UnidentifiedImageError:
+        return describe_format(path)
     except Exception as error:  # what a damaged file makes of a decoder is not to be foreseen
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return " ".join(f"{type(error).__name__}: {reason}".split())
 
 
+def describe_format(path):
+    """:return: why a file cannot be read that is of none of the formats, or damaged at its very start"""
+    with Path(path).open("rb") as file:
+        start = file.read(12)
+    if start[4:] in HEIC_BRANDS:
+        return "is a HEIC photo, which cannot be read here; convert it to JPEG"
+    if start[4:8] == b"ftyp":
+        return f"is a photo or film of type {start[8:]!r}, which cannot be read here; convert it to JPEG"
+    return f"is damaged, or of no format that can be read here ({', '.join(photo_formats())})"
+
+
 def _start_worker():
-    """Use one core, leave Ctrl-C to the main process, and end when that one ends, in whichever way."""
+    """Leave Ctrl-C to the main process, and end when that one ends, in whichever way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def num_cores():
+    """:return: number of cores that this process may use"""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 
 import create_input_files
 from captioning.command_line import parse_args
+from captioning.preparation import input_files
 from create_input_files import Config, main
 from utils import UserError
 
@@ -117,7 +119,7 @@ def test_the_word_map_counts_the_training_captions_only_and_needs_more_than_the_
 def test_a_photo_with_more_captions_gives_some_of_them_and_one_with_fewer_repeats_its_own(tmp_path):
     few = [{"tokens": ["a", "dog"]}, {"tokens": ["a", "cat"]}]
     many = [{"tokens": ["a"] * n} for n in range(1, 9)]
-    make_dataset(tmp_path, "TTT", _0={"sentences": few}, _1={"sentences": many})
+    make_dataset(tmp_path, "TTTV", _0={"sentences": few}, _1={"sentences": many})
     main(config(tmp_path, min_word_freq=0))
     lengths = load(tmp_path, "TRAIN_CAPLENS", min_word_freq=0)
     captions = load(tmp_path, "TRAIN_CAPTIONS", min_word_freq=0)
@@ -130,7 +132,7 @@ def test_too_long_captions_stay_references_and_a_photo_with_no_other_is_named(tm
     long, short = {"tokens": ["dog"] * 9}, {"tokens": ["dog"] * 8}
     make_dataset(
         tmp_path,
-        "TTTT",
+        "TTTTV",
         _0={"sentences": [long, short, {"tokens": []}]},
         _1={"sentences": [long]},
         _2={"sentences": []},
@@ -173,7 +175,7 @@ def test_a_missing_and_a_damaged_photo_are_skipped_reported_and_counted(tmp_path
 
 
 def test_more_unreadable_photos_than_allowed_end_the_run_and_leave_the_report_alone(tmp_path):
-    make_dataset(tmp_path, "T" * 20)
+    make_dataset(tmp_path, "T" * 19 + "V")
     (tmp_path / "images" / "1.png").write_bytes(b"no photo")
     with pytest.raises(UserError, match="1 of 20 photos .* at most 1.0% .*UNREADABLE"):
         main(config(tmp_path))
@@ -248,7 +250,7 @@ def test_a_run_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch, erro
     def breaks(*_):
         raise error
 
-    monkeypatch.setattr(create_input_files, "encode", breaks)
+    monkeypatch.setattr(input_files, "encode", breaks)
     with pytest.raises(UserError if isinstance(error, OSError) else error):
         main(config(tmp_path, seed=1))
     assert contents(tmp_path / "out") == before
@@ -289,7 +291,7 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_run_gives_what_a_clean
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_read(tmp_path, monkeypatch):
     make_dataset(tmp_path)
-    monkeypatch.setattr(create_input_files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="output_folder: .* has 0.00 GB free, .* are needed"):
         main(config(tmp_path))
     assert not contents(tmp_path / "out")
@@ -317,7 +319,7 @@ def test_a_killed_worker_ends_the_run_with_advice(tmp_path, monkeypatch):
     def kills(path, photos, pixels, *_):
         raise BrokenProcessPool  # what reading from `pixels` raises then, see test_photos.py
 
-    monkeypatch.setattr(create_input_files, "write_images", kills)
+    monkeypatch.setattr(input_files, "write_images", kills)
     with pytest.raises(UserError, match="workers: one was killed"):
         main(config(tmp_path))
 
@@ -326,10 +328,7 @@ WRONG = {
     "captions_per_image": ({"captions_per_image": 0}, "captions_per_image: 0 found"),
     "max_len": ({"max_len": 0}, "max_len: 0 found"),
     "image_size": ({"image_size": -1}, "image_size: -1 found"),
-    "a photo like a wall": (
-        {"image_size": 3_000_000},
-        "image_size: 3000000 found, .* from 1 to 4,096",
-    ),
+    "a photo like a wall": ({"image_size": 3_000_000}, "image_size: 3000000 found, .* from 1 to 4,096"),
     "workers": ({"workers": -2}, "workers: -2 found"),
     "max_unreadable": ({"max_unreadable": 2.0}, "max_unreadable: 2.0 found"),
     "shares": ({"val_share": 0.5, "test_share": 0.5}, "leave no photos to train on"),
@@ -338,16 +337,17 @@ WRONG = {
     "no annotations": ({"annotations": None}, "annotations: none given for 'own'"),
     "missing annotations": ({"annotations": ("nowhere.json",)}, "nowhere.json: no such file"),
     "missing images": ({"image_folder": "nowhere"}, "image_folder: nowhere is no folder"),
-    "other images": ({"image_folder": "."}, "image_folder: 12 of 12 photos are missing"),
+    "other images": ({"image_folder": "other"}, "image_folder: 12 of 12 photos are missing"),
     "empty vocabulary": ({"min_word_freq": 1000}, "min_word_freq: is 1000, but no training word"),
-    "every caption too long": ({"max_len": 1}, "no photo to train on"),
+    "every caption too long": ({"max_len": 1}, "max_len: is 1, but all 60 captions are longer .* give --max_len 6"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_setting_is_named_in_one_line_and_nothing_is_made(tmp_path, monkeypatch, name):
     make_dataset(tmp_path)
-    monkeypatch.chdir(tmp_path / "images" / "..")
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
     changes, message = WRONG[name]
     with pytest.raises(UserError, match=message) as error:
         main(config(tmp_path, **changes))
@@ -364,7 +364,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
     make_dataset(tmp_path, "VVX")
-    with pytest.raises(UserError, match="no photo to train on"):
+    with pytest.raises(UserError, match="no photos to train on"):
         main(config(tmp_path))
 
 

@@ -172,7 +172,7 @@ def test_captions_can_be_said_in_another_models_words_and_references_stay_as_peo
 
 def refused(made, words):
     with pytest.raises(UserError, match=words) as raised:
-        CaptionDataset(*made.arguments).references  # noqa: B018  which are read when first asked for
+        CaptionDataset(*made.arguments).load_references()
     assert "\n" not in str(raised.value)
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from captioning.preparation.annotations import read_annotations, tokenize
+from captioning.preparation.annotations import draw_splits, read_annotations
+from captioning.preparation.tokenizer import tokenize
 from utils import UserError
 
 
@@ -14,8 +15,10 @@ def write(path, content):
     return path
 
 
-def read(*paths, val_share=0.2, test_share=0.2, seed=0):
-    return read_annotations(paths, val_share, test_share, seed)
+def read(*paths, val_share=0.2, test_share=0.2, seed=0, keep_splits=True):
+    photos = read_annotations(paths, keep_splits)
+    draw_splits(photos, val_share, test_share, seed)
+    return photos
 
 
 def karpathy(**changes):
@@ -49,7 +52,7 @@ def test_karpathys_json_gives_words_ids_and_splits(tmp_path):
 def test_karpathys_coco_has_folders_cocoids_and_restval(tmp_path):
     content = karpathy(filepath="val2014", cocoid=391895, split="restval")
     (photo,) = read(write(tmp_path / "a.json", content))
-    assert (photo.file_name, photo.other_name, photo.image_id) == ("val2014/a.jpg", "a.jpg", 391895)
+    assert (photo.file_name, photo.other_names, photo.image_id) == ("val2014/a.jpg", ("a.jpg",), 391895)
     assert photo.split == "TRAIN"
 
 
@@ -71,7 +74,7 @@ def test_words_that_the_word_map_keeps_for_itself_are_no_words(tmp_path):
 
 def test_cocos_own_json_gathers_the_captions_of_each_photo(tmp_path):
     first, second = read(write(tmp_path / "captions_val2017.json", coco()))
-    assert (first.file_name, first.other_name, first.image_id, first.split) == ("a.jpg", "val2017/a.jpg", 5, "VAL")
+    assert (first.file_name, first.other_names, first.image_id, first.split) == ("a.jpg", ("val2017/a.jpg",), 5, "VAL")
     assert first.captions == [["two", "dogs", "running"]]
     assert second.captions == [["a", "cat", "s", "nap"], ["zzz"]]
 
@@ -148,7 +151,8 @@ def test_words_are_letters_and_digits_of_any_script(text, words):
 HOSTILE_JSON = {
     "not JSON": ("{", "not valid JSON"),
     "empty file": ("", "not valid JSON"),
-    "a list": ([], "no list 'images'"),
+    "an empty list": ([], "holds no photos"),
+    "a text": ('"a dog"', "no list 'images'"),
     "no images": ({"a": 1}, "no list 'images'"),
     "images is a number": ({"images": 3}, "no list 'images'"),
     "images is empty": ({"images": []}, "holds no photos"),
@@ -174,7 +178,7 @@ HOSTILE_JSON = {
     "a token is a number": (karpathy(sentences=[{"tokens": ["a", 3]}]), "expected a list of strings"),
     "raw is a number": (karpathy(sentences=[{"raw": 3}]), "'raw' is"),
     "id is a list": (karpathy(imgid=[1]), "id is"),
-    "photo twice": ({"images": karpathy()["images"] + karpathy(imgid=8)["images"]}, "stands there twice"),
+    "photo twice": ({"images": karpathy()["images"] + karpathy(imgid=8)["images"]}, "is there twice"),
     "id twice": ({"images": karpathy()["images"] + karpathy(filename="b.jpg")["images"]}, "two photos have the id 7"),
     "split on one of two": (
         {"images": karpathy()["images"] + karpathy(filename="b.jpg", imgid=8, split=...)["images"]},
@@ -182,7 +186,7 @@ HOSTILE_JSON = {
     ),
     "coco: annotations is a number": (coco() | {"annotations": 3}, "'annotations' is"),
     "coco: no image id": (coco() | {"images": [{"file_name": "a.jpg"}]}, "has no 'id'"),
-    "coco: image id twice": (coco() | {"images": coco()["images"][:1] * 2}, "id 5 stands there twice"),
+    "coco: image id twice": (coco() | {"images": coco()["images"][:1] * 2}, "second photo with the id 5"),
     "coco: climbing file name": (coco() | {"images": [{"id": 1, "file_name": "../a.jpg"}]}, "leads out"),
     "coco: caption of no photo": (coco() | {"annotations": [{"image_id": 9, "caption": "a"}]}, "no photo has the id 9"),
     "coco: caption is a number": (coco() | {"annotations": [{"image_id": 3, "caption": 1}]}, "'caption' is '1'"),
@@ -193,7 +197,7 @@ HOSTILE_TABLES = {
     "empty file": ("", "first line is ''"),
     "only a header": ("image,caption\n", "holds no photos"),
     "no header": ("a.jpg,a dog\n", "first line is 'a.jpg,a dog'"),
-    "no caption column": ("image,text\na.jpg,a dog\n", "first line is"),
+    "no caption column": ("image,words\na.jpg,a dog\n", "first line is"),
     "too few columns": ("image,caption\na.jpg\n", "line 2: 1 columns, expected 2"),
     "too many columns": ("caption,image\na,b,a.jpg\n", "line 2: 3 columns, expected 2"),
     "no file name": ("image,caption\n,a dog\n", "line 2: the photo's file name is ''"),
@@ -202,7 +206,7 @@ HOSTILE_TABLES = {
     "unknown split": ("image,caption,split\na.jpg,a dog,other\n", "split is 'other'"),
     "two splits": ("image,caption,split\na.jpg,a,train\na.jpg,b,val\n", "line 3: photo 'a.jpg' is in two splits"),
     "split on one of two": ("image,caption,split\na.jpg,a,train\nb.jpg,b,\n", "1 photos have no split"),
-    "open quotation mark": ('image,caption\na.jpg,"a dog\n', "line 2: unexpected end of data; mend the quotation"),
+    "open quotation mark": ('image,caption\na.jpg,"a dog\n', "line 2: unexpected end of data; correct the quotation"),
     "a field without end": ("image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
 }
 
