@@ -78,9 +78,7 @@ def create_input_files(config, folder):
     base = f"{config.dataset}_{config.captions_per_image}_cap_per_img_{config.min_word_freq}_min_word_freq"
     remove_leftovers(folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)")
 
-    annotations = config.annotations or create_shapes(folder, seed=config.seed)
-    if isinstance(annotations, str | Path):
-        annotations = (annotations,)
+    annotations = config.annotations or (create_shapes(folder, seed=config.seed),)
     image_folder = Path(config.image_folder or Path(annotations[0]).parent / "images")
     photos = read_annotations(annotations, keep_splits=config.splits == "named")
     if not image_folder.is_dir():

@@ -218,7 +218,7 @@ def test_photos_in_the_folders_of_coco_are_found(tmp_path):
 def test_an_own_table_is_all_that_is_needed(tmp_path):
     make_dataset(tmp_path)
     (tmp_path / "own.csv").write_text("image,caption\n" + "".join(f"{i}.png,A dog runs!\n" for i in range(12)))
-    main(config(tmp_path, annotations=str(tmp_path / "own.csv")))
+    main(config(tmp_path, annotations=(str(tmp_path / "own.csv"),)))
     counts = [len(load(tmp_path, f"{split}_REFERENCES")) for split in ("TRAIN", "VAL", "TEST")]
     assert counts == [10, 1, 1]
 
