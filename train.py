@@ -1,12 +1,10 @@
 """
 Train a captioner: edit the hyperparameters below and run `python train.py`, or override them for one run with
 `--name value`. Everything goes into the run's folder: checkpoints (last.pth, previous.pth, best.pth), TensorBoard's
-curves, and what is needed to do the same again.
+curves, a table of the epochs (log.csv), and what is needed to do the same again.
 """
 
-import contextlib
 import math
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,6 @@ from utils import (
     Seed,
     Several,
     Share,
-    Stopped,
     Workers,
     seed_everything,
 )
@@ -43,6 +40,8 @@ class Config:
     data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
     run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
     resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth; 'auto': the folder's, if any
+    overwrite: bool = False  # let a new run replace one that is in run_folder
+    start_from: str | None = None  # checkpoint of a trained captioner, for a new run on new data with other words
     save_minutes: NotNegative = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
 
     # Encoder
@@ -86,7 +85,7 @@ class Config:
     # Optimizer
     epochs: Count = 120  # if nothing stops the run before
     batch_size: Count = 32  # captions a step, on all GPUs together; with image_major: photos with all their captions
-    accumulate: Count = 1  # steps whose gradients are added up before the weights change
+    accumulate: Count = 1  # batches in each step of the optimizer; their gradients are averaged
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd has Nesterov momentum 0.9
     encoder_lr: Positive = 1e-4  # learning rate of the encoder, if it is trained
     decoder_lr: Positive = 4e-4  # learning rate of the decoder
@@ -127,13 +126,15 @@ class Config:
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch
-    print_every: Count = 100  # steps between two readings of the loss
+    print_every: Count = 100  # batches between two readings of the loss
+    wandb: str | None = None  # project at Weights & Biases that gets the curves too; needs `pip install wandb`
 
 
 if __name__ == "__main__":
     check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioning import distributed
@@ -142,13 +143,17 @@ from captioning.evaluation import metrics
 from captioning.features import build_loader
 from captioning.inference.captioner import Captioner
 from captioning.storage.hdf5 import open_hdf5
-from captioning.training.augmentation import says_left_or_right
-from captioning.training.interruptions import FiniteCheck, Postponed
-from captioning.training.losses import top_k_accuracy
-from captioning.training.run import check_config, start_run
+from captioning.training.data_identity import UnchangedFiles, describe_data, open_validation_data
+from captioning.training.gradient_steps import clip_gradients, window_of
+from captioning.training.interruptions import Postponed
+from captioning.training.losses import readings_of_batch
+from captioning.training.report import epoch_line, print_end, print_header, print_resumed
+from captioning.training.resume import restore
 from captioning.training.run_folder import RunFolder
-from captioning.training.schedules import teacher_forcing
 from captioning.training.self_critical import SelfCritic
+from captioning.training.settings import check_config, check_total_steps
+from captioning.training.start import start_run
+from captioning.training.watch import Watch
 from datasets import BatchOrder, CaptionDataset
 
 
@@ -168,35 +173,31 @@ def train_on(device, config):
     seed_everything(config.seed, config.deterministic)
     resumed_folder = Path(config.resume).parent if config.resume not in (None, "auto") else None
     folder = RunFolder(config.run_folder or resumed_folder or f"runs/{config.data_name}", config.save_minutes)
-    checkpoint = folder.load(config.resume)
+    checkpoint = folder.load(config.resume, config.overwrite)
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
+    val_captions = open_validation_data(config.data_folder, config.data_name)
     order = BatchOrder(
         captions.item_lengths(), config.batch_size, config.bucket, config.seed,
         rank=distributed.get_rank(), world_size=distributed.get_world_size(),
     )  # fmt: skip
     steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
-    run = start_run(config, captions, device, config.epochs * steps_per_epoch)
+    total_steps = config.epochs * steps_per_epoch
+    check_total_steps(config, total_steps)
+    data = {"TRAIN": describe_data(captions), "VAL": describe_data(val_captions)}
+    run = start_run(config, captions, data, device, total_steps, checkpoint)
     distributed.seed_own(config.seed)
+    print_header(run, captions, val_captions, steps_per_epoch)
     if checkpoint:
-        run.load_state_dict(checkpoint)
+        restore(run, checkpoint)
         del checkpoint  # as large as the run itself
-    try:
-        train(run, order, steps_per_epoch, folder)
-    except KeyboardInterrupt as reason:  # no step is half done
-        if run.step > folder.saved_step:
-            folder.save(run)
-        where = f" at step {run.step}; go on with --resume {folder.last}" if folder.last.exists() else ""
-        number = getattr(reason, "number", signal.SIGINT)
-        raise Stopped(number, f"stopped by {signal.Signals(number).name}{where}") from None
-    finally:
-        if run.writer:
-            with contextlib.suppress(OSError):  # a full disk, of which an error already tells
-                run.writer.close()
-    print(f"Best val {config.stop_metric} {run.best_score:.4f}" + (f": {folder.best}" if folder.best.exists() else ""))
+        print_resumed(run, folder.resumed, len(order))
+    with folder.kept(run):
+        train(run, order, steps_per_epoch, folder, UnchangedFiles(val_captions))
+    print_end(run, folder)
 
 
-def train(run, order, steps_per_epoch, folder):
+def train(run, order, steps_per_epoch, folder, unchanged):
     """
     Epochs of training, each followed by validation, until their number is reached or scores no longer rise.
 
@@ -204,178 +205,155 @@ def train(run, order, steps_per_epoch, folder):
     :param order: `BatchOrder` of the training captions
     :param steps_per_epoch: of the optimizer
     :param folder: `RunFolder`
+    :param unchanged: `UnchangedFiles` of the validation data
     """
     config = run.config
     loaders, cached, critic = None, None, None
-    while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
+    while not run.is_over():
         steps_left = steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
         if cached != run.may_cache(steps_left):
             cached = run.may_cache(steps_left)
-            loaders = build_loaders(config, run, order, cached)
-        if distributed.is_first():
-            run.writer = run.writer or folder.begin(config, run.step)
-        if run.is_self_critical():
-            critic = critic or SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples)
+            loaders = build_loaders(run, order, cached)
+        if distributed.is_first() and folder.log is None:
+            run.log = folder.begin(run)
+        if run.is_self_critical() and critic is None:
+            critic = SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples)
         order.set_epoch(run.epoch, start=run.batch)
-        start = time.time()
+        begun = time.monotonic()
         with Postponed() as stop:
-            train_one_epoch(run, *loaders["TRAIN"], folder, stop, critic)
+            watch = Watch(run, loaders["TRAIN"][0], folder, stop)
+            train_one_epoch(run, *loaders["TRAIN"], critic, watch)
             if distributed.is_joined():  # later, several processes could not agree to save before they leave
                 folder.save(run)
-        seconds = time.time() - start
 
+        trained = time.monotonic()
+        unchanged.check()
         with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
             scores, figure = validate(run, *loaders["VAL"])
+        seconds = {"train_seconds": trained - begun, "val_seconds": time.monotonic() - trained}
         with Postponed():
-            for metric, value in scores.items():
-                run.log(f"val/{metric}", value, run.epoch + 1)
-            if figure:
-                run.writer.add_figure("val/attention", figure, run.epoch + 1)
-            score = scores[config.stop_metric]
-            best = run.finish_epoch(score)
-            print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
-                  f"(beam {config.val_beam_size}){', the best so far' if best else ''}")  # fmt: skip
-            folder.save(run, best)
+            finish_epoch(run, folder, {**scores, "learning_rate": run.learning_rate(), **seconds}, figure)
 
 
-def train_one_epoch(run, loader, resident, folder, stop, critic):
+def train_one_epoch(run, loader, resident, critic, watch):
     """
     One pass over the captions, or what is left of it: forward, backward, clip, step.
 
     :param run: `Run`
     :param loader: DataLoader of training batches
     :param resident: features of all photos that are on the GPU already, or None
-    :param folder: `RunFolder`, where checkpoints go when they are due
-    :param stop: `Postponed`; once its signal has come, no further step is made
-    :param critic: as for `forward_backward`
+    :param critic: `SelfCritic`, if the model is taught by its own captions, else None
+    :param watch: `Watch`, which says when to stop
     :raises UserError: if the loss or gradients are not finite
     """
-    config = run.config
-    run.encoder.train(), run.decoder.train(), run.loss_function.train()
-    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    finite = FiniteCheck(loader.dataset, run.scaler)
-    bar = tqdm(
-        loader, f"epoch {run.epoch + 1}", total=len(loader), initial=run.batch, unit="step", leave=False,
-        disable=distributed.hide_bar(),
-    )  # fmt: skip
-    for i, batch in enumerate(bar, start=run.batch):
+    config, parameters = run.config, run.trained_parameters()
+    run.train_mode()
+    for i, batch in watch.batches():
         run.unfreeze_encoder_in_time()
-        rate = run.optimizer.param_groups[0]["lr"]
+        window = window_of(i, len(loader), config.accumulate)
+        batch = run.augment(batch.to(run.device, resident))
+        advantages, reward = None, None
+        if critic is not None:  # the model's own captions take the place of the true ones
+            batch, advantages, reward = critic.draw(run, batch)
         share = distributed.share_of_batch(batch.lengths, loader.batch_sampler.has_share(i))
-        first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
-        window = min(config.accumulate, len(loader) - first)
-        stepped = i + 1 == first + window
-        with distributed.exchange(run.model, now=stepped):
-            loss, readings = forward_backward(run, batch.to(run.device, resident), share, window, i == first, critic)
-        finite.add_batch(batch.photos, loss)
-        for name, value in readings.items():
-            run.readings.setdefault(name, []).append(value)
 
-        if stepped:
-            run.scaler.unscale_(run.optimizer)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-            if config.clip == "value":
-                torch.nn.utils.clip_grad_value_(trained, config.clip_at)
-            elif config.clip == "norm":
-                torch.nn.utils.clip_grads_with_norm_(trained, config.clip_at, norm)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.schedule.step()
-            run.step += 1
-            run.batch = i + 1
-            finite.add_step(run.step, rate, norm)
+        with distributed.exchange(run.model, now=window.ends):
+            with run.autocast:
+                true_words = 1.0 if critic is not None else run.true_word_probability()
+                decoded = run.model(batch.images, batch.captions, batch.lengths, batch.image_rows, true_words)
+                loss, cross_entropy = run.loss_function(decoded, share, advantages)  # 0-d each
+            if window.begins:
+                run.optimizer.zero_grad()  # not before: the forward pass would take the memory that the new ones want
+            run.scaler.scale(loss / window.size).backward()
+        watch.after_batch(batch.photos, loss, readings_of_batch(decoded, share, cross_entropy, reward))
+        if not window.ends:
+            continue
 
-        reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
-        leaving, saving = False, False
-        if stepped:
-            signal_number, saving = distributed.highest(stop.number or 0, folder.is_due())
-            leaving = signal_number > 0
-            if leaving:
-                stop.number = signal_number  # perhaps another process's
-        if reading or saving or leaving or run.device.type == "cpu":  # reading numbers makes a GPU wait
-            finite.check()
-        if reading:
-            means = {name: mean_of_finite(values) for name, values in run.readings.items()}
-            run.readings = {}
-            for name, mean in means.items():
-                run.log(f"train/{name}", mean, run.step)
-            run.log("train/learning_rate", rate, run.step)
-            bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
-        if leaving:
+        run.scaler.unscale_(run.optimizer)
+        norm = clip_gradients(parameters, config.clip, config.clip_at)  # 0-d
+        rate = run.learning_rate()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.schedule.step()
+        run.step += 1
+        run.batch = i + 1
+        if watch.after_step(rate, norm):
             return
-        if saving:
-            folder.save(run)
 
 
-def mean_of_finite(readings):
-    """:return: mean of a list of 0-d tensors, without those of steps that the scaler skipped"""
-    values = distributed.average(torch.stack(readings))
-    return values[values.isfinite()].mean().item()
-
-
-def forward_backward(run, batch, share, window, begins, critic):
-    """
-    Add a batch's gradients to those of the batches before it in its window.
-
-    :param batch: `datasets.Batch` on the run's device
-    :param share: how much of the batch this process has
-    :param window: number of batches whose gradients make one step of the optimizer
-    :param begins: whether the batch is the first of these
-    :param critic: `SelfCritic`, if the model is taught by its own captions, else None
-    :return: loss, 0-d; dict of what to tell of the batch, each 0-d; of several processes, the mean is the batch's
-    """
-    config, images = run.config, batch.images
-    if run.augmentation.active:
-        images = run.augmentation(images, ~says_left_or_right(batch.captions, run.word_map, batch.image_rows))
-    if critic:  # the model's own captions take the place of the true ones
-        batch, advantages, reward = critic.draw(run, batch, images)
-        true_words = 1.0
-    else:
-        advantages = None
-        true_words = teacher_forcing(config.teacher_forcing, run.step, run.total_steps, config.teacher_forcing_floor)
-    with run.autocast:
-        decoded = run.model(images, batch.captions, batch.lengths, batch.image_rows, true_words)
-        loss, cross_entropy = run.loss_function(decoded, share, advantages)
-    if begins:
-        run.optimizer.zero_grad()  # not before: the forward pass would take the memory that the new ones want
-    run.scaler.scale(loss / window).backward()
-    if critic:
-        return loss.detach(), {"reward": share.captions * reward}
-    accuracy = share.words * top_k_accuracy(decoded.logits.detach(), decoded.targets, 5)
-    return loss.detach(), {"cross_entropy": cross_entropy, "top5_accuracy": accuracy}
-
-
+@torch.no_grad()
 def validate(run, loader, resident):
     """
-    Let the model caption the validation photos by itself, without true words to lean on.
+    Measure the loss on the validation captions, then let the model caption their photos by itself, without true words
+    to lean on.
 
-    :return: dict of metric -> score, the config's `stop_metric` among them; an attention figure of one photo, in the
-        first process only
+    :return: dict of what was found: "val_loss" (mean cross entropy of a word, in nats), scores by metric, the config's
+        `stop_metric` among them, "val_cut" (captions that were longer than any of the training data, so that they were
+        cut); an attention figure of one photo, in the first process only
     """
+    config = run.config
     distributed.copy_buffers(run.encoder)
-    captioner = Captioner(run.encoder, run.decoder, run.word_map)
-    with run.autocast:
-        hypotheses, references = captioner.caption_split(loader, run.config.val_beam_size, resident=resident)
+    captioner = Captioner(run.encoder.eval(), run.decoder.eval(), run.word_map)
+    hypotheses, references, loss, words, cut = [], [], 0.0, 0, 0
+    for batch in tqdm(loader, "validation", leave=False, disable=distributed.hide_bar()):
+        batch = batch.to(run.device, resident)
+        with run.autocast:
+            features = run.encoder.features(batch.images)
+            decoded = run.decoder(features, batch.captions, batch.lengths, batch.image_rows)
+            found = captioner.search(batch.images, config.val_beam_size, run.max_length)
+        loss += F.cross_entropy(decoded.logits.float(), decoded.targets, reduction="sum").item()
+        words += len(decoded.targets)
+        cut += sum(not best.ended for best, *_ in found)
+        hypotheses += [captioner.sentence(best) for best, *_ in found]
+        references += batch.references
+    loss, words, cut = (sum(distributed.gather(part)) for part in (loss, words, cut))
     hypotheses, references = distributed.join_shares(hypotheses), distributed.join_shares(references)
-    if not distributed.is_first():
-        return distributed.from_first(None), None
-    wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
-    scores = distributed.from_first(metrics.score(references, hypotheses, tuple(wanted)))
+    wanted = dict.fromkeys((*metrics.BLEU, config.stop_metric))
+    scores = metrics.score(references, hypotheses, tuple(wanted)) if distributed.is_first() else None
+    found = {"val_loss": loss / words, **distributed.from_first(scores), "val_cut": cut}
+    return found, draw_attention(run, captioner, loader.dataset) if distributed.is_first() else None
 
-    with open_hdf5(loader.dataset.image_file, "images") as file:
+
+def draw_attention(run, captioner, dataset):
+    """:return: figure of where the model looked for each word of its caption of the split's first photo"""
+    with open_hdf5(dataset.image_file, "images") as file:
         photo = file["images"][0]  # (3, S, S)
     with run.autocast:
-        [[best]] = captioner.search(torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, keep_alphas=True)
+        [[best]] = captioner.search(
+            torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, run.max_length, keep_alphas=True
+        )
     words = captioner.sentence(best)
     alphas = None if best.alphas is None else best.alphas[: len(words)].float()
-    return scores, attention_figure(photo.transpose(1, 2, 0), words, alphas)
+    return attention_figure(photo.transpose(1, 2, 0), words, alphas)
 
 
-def build_loaders(config, run, order, cached):
+def finish_epoch(run, folder, found, figure):
+    """
+    Note what an epoch came to, save, and tell it.
+
+    :param found: dict of validation's losses and scores, learning rate and seconds
+    :param figure: for TensorBoard, or None
+    """
+    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **found}
+    is_best, lowered = run.finish_epoch(entry)
+    scores = {name: entry[name] for name in metrics.ALL if name in entry}
+    curves = {"cross_entropy": entry["val_loss"], **scores}
+    run.log.numbers({f"val/{name}": value for name, value in curves.items()}, run.epoch)
+    if figure:
+        run.log.figure("val/attention", figure, run.epoch)
+    folder.save(run, is_best)
+    run.log.table(run.history)
+    print(epoch_line(entry, run.config, is_best))
+    if lowered:
+        print(f"No better for {run.config.schedule_patience} epochs: the learning rates drop")
+
+
+def build_loaders(run, order, cached):
     """
     :param cached: dict of split -> whether its batches hold cached features
     :return: dict of split -> (DataLoader, features on the GPU or None)
     """
+    config = run.config
     if config.cache_features and not cached["TRAIN"]:
         print("Fine-tuning or augmentation: the encoder runs in every step, without the feature cache")
     common = {"encoder": run.encoder, "device": run.device, "autocast": run.autocast, "workers": config.workers}

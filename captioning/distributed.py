@@ -50,7 +50,7 @@ def join_processes(device_name, tf32=True):
     except (UserError, KeyboardInterrupt, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_lost_contact(error):
             raise
-        if store.add("complaints", 1) > 1:  # another process has said why
+        if is_told(store):
             sys.exit(128 + getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else 2)
         if not isinstance(error, RuntimeError):
             raise
@@ -59,6 +59,14 @@ def join_processes(device_name, tf32=True):
             "on with --resume and the last checkpoint"
         ) from error
     dist.destroy_process_group()
+
+
+def is_told(store):
+    """:return: whether another process has said why the run ends; if not, this one is to"""
+    try:
+        return store.add("complaints", 1) > 1
+    except dist.DistError:  # the first process keeps the store, and has ended
+        return True
 
 
 def choose_own_device(name, tf32=True):

@@ -94,6 +94,17 @@ def sum_per_caption(packed, decoded):
     return pad_packed_sequence(PackedSequence(packed, batch_sizes), batch_first=True)[0].sum(dim=1)
 
 
+def readings_of_batch(decoded, share, cross_entropy, reward):
+    """
+    :param reward: of the captions that the model drew, 0-d; None if it learned from true ones
+    :return: dict of what to tell of a batch, each 0-d; of several processes, the mean is the whole batch's
+    """
+    if reward is not None:
+        return {"reward": share.captions * reward}
+    accuracy = share.words * top_k_accuracy(decoded.logits.detach(), decoded.targets, 5)
+    return {"cross_entropy": cross_entropy, "top5_accuracy": accuracy}
+
+
 @torch.no_grad()
 def top_k_accuracy(scores, targets, k):
     """

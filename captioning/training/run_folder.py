@@ -2,29 +2,39 @@
 A run's folder: its checkpoints, of which one is always whole; its curves; and how it came about.
 
 last.pth is where the run stands, previous.pth where it stood a save before, best.pth the best so far. config.json has
-the settings; starts.json says of each start which command, versions and commit it was. TensorBoard's curves lie beside.
+the settings; starts.json says of each start which command, versions and commit it was. log.csv has a row for each
+epoch, and TensorBoard's curves lie beside.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 import torchvision
-from torch.utils.tensorboard import SummaryWriter
 
-from captioning.distributed import is_first
+from captioning.distributed import is_first, is_joined
 from captioning.storage.files import atomic_path, load_json, remove_leftovers
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
-from utils import UserError
+from captioning.training.run_log import TABLE, RunLog, start_wandb
+from utils import Stopped, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
 
@@ -39,18 +49,34 @@ class RunFolder:
         """
         self.path, self.save_minutes = Path(path), save_minutes
         self.last, self.previous, self.best = (self.path / f"{name}.pth" for name in ("last", "previous", "best"))
-        self.curves = {}  # of the checkpoint that was resumed: TensorBoard's files, and how long they were
+        self.resumed = None  # path of the checkpoint that the run went on from
+        self.overwrite = False  # whether what an older run left is to go
+        self.curves = {}  # of that checkpoint: TensorBoard's files, and how long they were
         self.saved_step, self.saved_time = 0, time.monotonic()
+        self.held = None  # descriptor of the folder, while it is ours alone
+        self.log = None  # `RunLog`, once the training begins
 
-    def load(self, resume):
+    def load(self, resume, overwrite=False):
         """
-        :param resume: path of a checkpoint; 'auto' for this folder's last.pth if there is one; None for a new run
+        :param resume: path of a checkpoint; 'auto' for this folder's newest if there is one; None for a new run
+        :param overwrite: whether a new run may take the place of one that is in the folder
         :return: its content, None for a new run
-        :raises UserError: if it is damaged; the line says whether its predecessor can be resumed
+        :raises UserError: if another run uses the folder; if its checkpoints would be overwritten; if the checkpoint is
+            damaged (the line says whether its predecessor can be resumed)
         """
-        if resume is None or (resume == "auto" and not self.last.exists()):
+        self.hold()
+        self.overwrite, path = overwrite, self.choose(resume)
+        own = path is not None and path.parent.resolve() == self.path.resolve()
+        there = [one for one in (self.last, self.previous, self.best) if one.exists() or one.is_symlink()]
+        if there and not own and not overwrite:
+            raise UserError(
+                f"{self.path}: has the checkpoints of another run ({', '.join(one.name for one in there)}); go on with "
+                "it (--resume auto), choose another --run_folder, or let it be replaced (--overwrite)"
+            )
+        if path is None:
             return None
-        path = self.last if resume == "auto" else Path(resume)
+        if resume == "auto" and path != self.last:
+            print(f"{self.last}: no such file; going on from {path}")
         try:
             checkpoint = load_checkpoint(path)
         except UserError as error:
@@ -58,39 +84,130 @@ class RunFolder:
             if not path.exists() or path == predecessor or not is_sound(predecessor):
                 raise
             raise UserError(f"{error}; or go on from its predecessor, which is sound: --resume {predecessor}") from None
-        self.saved_step = checkpoint["progress"].get("step", 0)
-        if path.parent.resolve() == self.path.resolve():
+        self.resumed, self.saved_step = path, checkpoint["progress"].get("step", 0)
+        if own:
             self.curves = checkpoint.get("curves", {})
             sizes = self.curves.values() if isinstance(self.curves, dict) else [None]
             if not all(type(size) is int and size >= 0 for size in sizes):
                 raise UserError(f"{path}: its curves are no dict of file sizes; get or make it again")
         return checkpoint
 
-    def begin(self, config, step):
+    def choose(self, resume):
+        """:return: path of the checkpoint to go on from, or None"""
+        if resume != "auto":
+            return None if resume is None else Path(resume)
+        found = [path for path in (self.last, self.previous, self.best) if path.exists() or path.is_symlink()]
+        return found[0] if found else None
+
+    def hold(self):
+        """
+        Keep the folder for this run alone, until the process ends, however it ends.
+
+        :raises UserError: if another run has it
+        """
+        if fcntl is None or self.held is not None or not is_first() or not self.path.is_dir():
+            return
+        self.held = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise UserError(
+                f"{self.path}: another training is writing there; wait for its end, or choose another --run_folder"
+            ) from None
+        except OSError:  # a file system without locks
+            self.release()
+
+    def release(self):
+        """Let others have the folder."""
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
+
+    def begin(self, run):
         """
         Write config.json, add to starts.json, and go on with the curves as they were when the checkpoint was saved:
-        what a killed run drew after it will be drawn again.
+        what a killed run drew after it will be drawn again. An older run that is to be replaced is removed.
 
-        :param config: train.py's
-        :param step: of the optimizer, done so far
-        :return: SummaryWriter
+        :param run: `Run`
+        :return: `RunLog`
         """
-        remove_leftovers(self.path, r"\w+\.(pth|json)")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_folder: {self.path} cannot be made ({error.strerror}); choose another") from None
+        self.hold()
+        remove_leftovers(self.path, r"\w+\.(pth|json|csv)")
+        if self.overwrite and self.resumed is None:
+            self.remove_older_run()
         starts = self.path / "starts.json"
         before = load_json(starts) if starts.exists() or starts.is_symlink() else []
         if not isinstance(before, list):
-            raise UserError(f"{starts}: a list of the run's starts expected; move the file away, or mend it")
-        record = [*before, describe_start(config, step)]
-        for path, content in ((self.path / "config.json", dataclasses.asdict(config)), (starts, record)):
+            raise UserError(f"{starts}: a list of the run's starts expected; move the file away")
+        record = [*before, describe_start(run.config, run.step)]
+        for path, content in ((self.path / "config.json", dataclasses.asdict(run.config)), (starts, record)):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        for path in self.path.glob(CURVES) if self.curves else ():
-            if path.name not in self.curves:
-                path.unlink()
-            elif path.stat().st_size > self.curves[path.name]:
+        self.rewind_curves()
+        first_time = record[0].get("time") if isinstance(record[0], dict) else None
+        wandb_run = start_wandb(run.config.wandb, self.path, dataclasses.asdict(run.config), first_time)
+        self.log = RunLog(self.path, run.step + 1, wandb_run)
+        if run.history:
+            self.log.table(run.history)
+        return self.log
+
+    def remove_older_run(self):
+        """Remove the checkpoints, curves and tables of a run that is to be replaced."""
+        for path in (self.last, self.previous, self.best, self.path / TABLE, self.path / "starts.json"):
+            path.unlink(missing_ok=True)
+
+    def rewind_curves(self):
+        """
+        Take out of TensorBoard's files what was drawn after the checkpoint, if they are still those that it knows.
+        """
+        known = {self.path / name: size for name, size in self.curves.items() if fnmatch(name, CURVES)}
+        if not known or not all(path.is_file() and path.stat().st_size >= size for path, size in known.items()):
+            return
+        newest = max(path.stat().st_mtime for path in known)
+        for path in self.path.glob(CURVES):
+            if path in known:
                 with path.open("rb+") as file:
-                    file.truncate(self.curves[path.name])
-        return SummaryWriter(self.path, purge_step=step + 1)  # also hides the curves of an older run in this folder
+                    file.truncate(known[path])
+            elif path.stat().st_mtime >= newest:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def kept(self, run):
+        """
+        Within this block, whatever ends the training, no step that is done gets lost.
+
+        :raises Stopped: after a signal
+        :raises UserError: when a worker of the DataLoader was killed, or none answers
+        """
+        try:
+            yield
+        except KeyboardInterrupt as reason:  # no step is half done
+            if run.step > self.saved_step:
+                self.save(run)
+            where = f" at step {run.step}; go on with --resume {self.last}" if self.last.exists() else ""
+            number = getattr(reason, "number", signal.SIGINT)
+            raise Stopped(number, f"stopped by {signal.Signals(number).name}{where}") from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise
+            if run.step > self.saved_step and not is_joined():  # the others wait elsewhere, and could not save with us
+                self.save(run)
+            where = f" All steps up to {self.saved_step} are saved: --resume {self.last}." if self.saved_step else ""
+            reason = str(error).split("\n")[0].rstrip(". ")
+            raise UserError(
+                f"workers: {reason}.{where} If memory is short (a container's /dev/shm too), take fewer --workers; 0 "
+                "needs none"
+            ) from error
+        finally:
+            if self.log:
+                with contextlib.suppress(OSError):  # a full disk, of which an error already tells
+                    self.log.close()
+            self.release()
 
     def is_due(self):
         """:return: whether it is time for a checkpoint within the epoch"""
@@ -112,7 +229,7 @@ class RunFolder:
     def write(self, run, content, best):
         """Write the files of `save`."""
         run.check_weights()
-        run.writer.flush()
+        run.log.flush()
         content["curves"] = {path.name: path.stat().st_size for path in self.path.glob(CURVES)}
         if best:
             save_checkpoint(content, self.best)

@@ -22,7 +22,7 @@ class Schedule:
 
         optimizer.step()
         schedule.step()                   # after each step
-        schedule.after_validation(bleu4)  # after each epoch; only 'plateau' listens
+        schedule.after_validation(is_best)  # after each epoch; only 'plateau' listens
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Schedule:
         self.step_size, self.gamma, self.patience, self.cycles = step_size, gamma, patience, cycles
         self.check()
         self.steps = 0  # that the optimizer has done
-        self.best_score, self.epochs_since_best, self.drops = -math.inf, 0, 0
+        self.epochs_since_best, self.drops = 0, 0
         self.apply()
 
     def step(self):
@@ -54,17 +54,14 @@ class Schedule:
         self.steps += 1
         self.apply()
 
-    def after_validation(self, score):
+    def after_validation(self, is_best):
         """
-        :param score: higher is better; 'plateau' compares it with the best so far, the others ignore it
+        :param is_best: whether the epoch was better than all before; 'plateau' listens, the others ignore it
         :return: whether the rates were lowered
         """
         if self.name != "plateau":
             return False
-        if score > self.best_score:
-            self.best_score, self.epochs_since_best = score, 0
-        else:
-            self.epochs_since_best += 1
+        self.epochs_since_best = 0 if is_best else self.epochs_since_best + 1
         if self.epochs_since_best < self.patience:
             return False
         self.epochs_since_best = 0
@@ -124,7 +121,7 @@ class Schedule:
 
     def state_dict(self):
         """:return: dict of numbers; the base rates are with the optimizer's groups, in its own state dict"""
-        return {name: getattr(self, name) for name in ("steps", "best_score", "epochs_since_best", "drops")}
+        return {name: getattr(self, name) for name in ("steps", "epochs_since_best", "drops")}
 
     def load_state_dict(self, state):
         """Go on from `state_dict`; the optimizer's own is to be loaded before."""

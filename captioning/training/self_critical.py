@@ -31,19 +31,18 @@ class SelfCritic:
         self.samples, self.longest = samples, dataset.captions.shape[1] - 1
 
     @torch.no_grad()
-    def draw(self, run, batch, images):
+    def draw(self, run, batch):
         """
         Let the model write captions, without dropout, and score them.
 
-        :param run: `training.Run`
-        :param batch: `datasets.Batch` of B photos
-        :param images: (B, ...), the batch's, perhaps augmented
+        :param run: `Run`
+        :param batch: `datasets.Batch` of B photos, perhaps augmented, on the run's device
         :return: the batch with the model's N = B * samples captions in place of the true ones; their advantages (N,),
             by how much each scored more than the others of its photo; the mean score, 0-d
         """
         captioner = Captioner(run.encoder.eval(), run.decoder.eval(), run.word_map)
         with run.autocast:
-            features = run.encoder.features(images).repeat_interleave(self.samples, dim=0)
+            features = run.encoder.features(batch.images).repeat_interleave(self.samples, dim=0)
             drawn = captioner.sample_features(features, self.longest)
         run.encoder.train(), run.decoder.train()
 

@@ -178,12 +178,25 @@ def compare(work, clean, killed):
     differences = [path.name for path in killed.rglob("*.tmp")]
     for name in ("last.pth", "best.pth"):
         one, other = (torch.load(run / "run" / name, weights_only=True) for run in (clean, killed))
-        differences += [f"{name} {part}" for part in one if part != "curves" and not equal(one[part], other[part])]
+        differences += [f"{name} {part}" for part in one if part != "curves" and not same_part(part, one, other)]
     if scalars(clean / "run") != scalars(killed / "run"):
         differences.append("curves")
     if epochs_printed(clean) != epochs_printed(killed):
         differences.append("printed lines")
     return differences
+
+
+def same_part(part, one, other):
+    """:return: whether a part of two checkpoints is the same; of the epochs, all but how many seconds they took"""
+    parts = one[part], other[part]
+    if part in ("history", "best"):
+        parts = [without_seconds(entries if part == "history" else [entries]) for entries in parts]
+    return equal(*parts)
+
+
+def without_seconds(history):
+    """:return: list of the entries of a run's epochs without the times that they took"""
+    return [{name: value for name, value in entry.items() if "seconds" not in name} for entry in history]
 
 
 def equal(one, other):
@@ -209,7 +222,8 @@ def scalars(run_folder):
 
 def epochs_printed(folder):
     """:return: list of what was printed of each epoch, without the seconds; an epoch that was done twice counts once"""
-    lines = re.findall(r"^(epoch \d+:) \d+ s,(.*)$", folder.with_suffix(".txt").read_text(), flags=re.MULTILINE)
+    printed = folder.with_suffix(".txt").read_text()
+    lines = re.findall(r"^(epoch \d+: .*), \d+ s and \d+ s for validation(.*)$", printed, flags=re.MULTILINE)
     return list(dict.fromkeys(lines))
 
 

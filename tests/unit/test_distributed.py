@@ -312,21 +312,22 @@ SETTINGS = {**TINY, "dropout": 0.5, "epochs": 2, "stop_patience": 100}
 
 def train_until(config, stop_at):
     """Train; the second process gets a signal within a step; :return: exit code and errors"""
-    forward_backward = train.forward_backward
+    clip_gradients, steps = train.clip_gradients, []
 
-    def with_signal(run, *rest):
-        if run.step == stop_at and not distributed.is_first():
+    def with_signal(*args):
+        if len(steps) == stop_at and not distributed.is_first():
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward_backward(run, *rest)
+        steps.append(args)
+        return clip_gradients(*args)
 
-    train.forward_backward = with_signal
+    train.clip_gradients = with_signal
     try:
         with contextlib.redirect_stderr(io.StringIO()) as errors:
             run_script(lambda _: train.main(config), train.Config, [])
     except SystemExit as end:
         return end.code, errors.getvalue()
     finally:
-        train.forward_backward = forward_backward
+        train.clip_gradients = clip_gradients
     return 0, errors.getvalue()
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kill_training import equal, scalars
+from kill_training import same_part, scalars
 
 import train
 from captioning.command_line import run_script
@@ -15,6 +15,7 @@ from captioning.evaluation import metrics
 from captioning.storage.tensors import load_checkpoint
 from captioning.training.interruptions import SMALLEST_SCALE, FiniteCheck, Postponed
 from captioning.training.run import Run
+from captioning.training.watch import mean_of_finite
 from utils import Stopped, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -105,7 +106,7 @@ def test_a_full_disk_is_one_clear_line_wherever_it_is_met(capsys):
 @pytest.mark.parametrize(("where", "number"), [("step", signal.SIGTERM), ("validation", signal.SIGINT)])
 def test_a_run_that_is_stopped_saves_and_ends_as_if_it_had_not_been(training, monkeypatch, capsys, where, number):
     clean = training("clean")
-    module, name = {"step": (train, "top_k_accuracy"), "validation": (metrics, "score")}[where]
+    module, name = {"step": (train, "readings_of_batch"), "validation": (metrics, "score")}[where]
     calls, work = [], getattr(module, name)
 
     def signal_at_the_second_call(*args):
@@ -130,7 +131,7 @@ def test_a_run_that_is_stopped_saves_and_ends_as_if_it_had_not_been(training, mo
     stopped = training("stopped", "--resume", last)
     one, other = load_checkpoint(clean / "last.pth"), load_checkpoint(stopped / "last.pth")
     for part in set(one) - {"config", "curves"}:
-        assert equal(one[part], other[part]), part
+        assert same_part(part, one, other), part
     assert scalars(clean) == scalars(stopped)
 
 
@@ -190,7 +191,7 @@ def test_the_scaler_may_skip_steps_but_not_for_ever():
 
 def test_readings_of_skipped_steps_do_not_spoil_the_mean():
     readings = [torch.tensor(x) for x in (1.0, float("nan"), 3.0, float("inf"))]
-    assert train.mean_of_finite(readings) == 2.0
+    assert mean_of_finite(readings) == (2.0, 2)
 
 
 def test_weights_that_are_not_finite_are_not_saved(training, monkeypatch, capsys):
@@ -198,9 +199,9 @@ def test_weights_that_are_not_finite_are_not_saved(training, monkeypatch, capsys
     before = (folder / "last.pth").read_bytes()
     finish_epoch = Run.finish_epoch
 
-    def spoil(run, score):
+    def spoil(run, entry):
         run.decoder.fc.bias.data[0] = float("nan")
-        return finish_epoch(run, score)
+        return finish_epoch(run, entry)
 
     monkeypatch.setattr(Run, "finish_epoch", spoil)
     with pytest.raises(SystemExit) as ended:

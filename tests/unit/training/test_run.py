@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning.training.run import Run, build_optimizer, check_config
+from captioning.training.run import Run
+from captioning.training.settings import check_config
+from captioning.training.start import build_optimizer
 from models import DecoderWithAttention, Encoder
 from train import Config
 from utils import UserError

@@ -14,18 +14,27 @@ from torch.utils.tensorboard import SummaryWriter
 from captioning.storage.files import atomic_path, lock, remove_leftovers
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from captioning.training.run_folder import RunFolder
+from captioning.training.run_log import RunLog
 from train import Config
 from utils import UserError
 
 ROOT = Path(__file__).parents[3]
 
 
-def a_run(step, size=10):
+def a_run(step, size=10, **config):
     """What RunFolder needs of a `Run`: a stand-in whose weights tell the step."""
     content = {"config": {}, "word_map": {}, "image_size": 8, "encoder": {}, "progress": {"step": step}}
     content["decoder"] = {"w": torch.full((size,), step)}
-    writer = SimpleNamespace(flush=lambda: None)
-    return SimpleNamespace(step=step, writer=writer, check_weights=lambda: None, state_dict=lambda: dict(content))
+    return SimpleNamespace(
+        step=step, log=RunLog(), check_weights=lambda: None, state_dict=lambda: dict(content), history=[],
+        config=Config(**config),
+    )  # fmt: skip
+
+
+def begin_and_end(path, run):
+    folder = RunFolder(path, 10)
+    folder.begin(run).close()
+    folder.release()
 
 
 def step_of(path):
@@ -128,20 +137,21 @@ def draw(writer, steps):
 def test_curves_of_a_resumed_run_have_each_point_once(tmp_path):
     folder = RunFolder(tmp_path, 10)
     run = a_run(4)
-    run.writer = folder.begin(Config(), 0)
-    draw(run.writer, [1, 2, 3, 4])
+    run.log = folder.begin(a_run(0))
+    draw(run.log.writer, [1, 2, 3, 4])
     folder.save(run)
-    draw(run.writer, [5, 6, 7, 8])
-    run.writer.close()
+    draw(run.log.writer, [5, 6, 7, 8])
+    run.log.close()
+    folder.release()
     assert len(scalars(tmp_path)["train/loss"]) == 8
 
     folder = RunFolder(tmp_path, 10)
     assert folder.load("auto")
-    writer = folder.begin(Config(), 4)
+    log = folder.begin(a_run(4))
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
     assert scalars(tmp_path)["val/BLEU-4"] == [(1, 4.0)]
-    draw(writer, [5, 6, 7, 8])
-    writer.close()
+    draw(log.writer, [5, 6, 7, 8])
+    log.close()
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert scalars(tmp_path)["val/BLEU-4"] == [(1, 4.0), (2, 8.0)]
 
@@ -149,7 +159,7 @@ def test_curves_of_a_resumed_run_have_each_point_once(tmp_path):
 def test_a_new_run_hides_the_curves_of_an_older_one_in_its_folder_and_keeps_their_file(tmp_path):
     with SummaryWriter(tmp_path) as old:
         draw(old, [1, 2, 3, 4])
-    RunFolder(tmp_path, 10).begin(Config(), 0).close()
+    begin_and_end(tmp_path, a_run(0))
     assert not any(scalars(tmp_path).values())
     assert len(list(tmp_path.glob("events*"))) == 2
 
@@ -160,14 +170,14 @@ def test_resuming_another_folders_checkpoint_leaves_the_curves_that_are_there(fo
         draw(old, [1])
     folder.save(a_run(3))
     other.load(str(folder.last))
-    other.begin(Config(), 3).close()
+    other.begin(a_run(3)).close()
     assert [step for step, _ in scalars(other.path)["train/loss"]] == [1]
 
 
 def test_the_folder_tells_settings_versions_commit_and_command_of_each_start(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--run_folder", "my runs/a"])
-    RunFolder(tmp_path, 10).begin(Config(), 0).close()
-    RunFolder(tmp_path, 10).begin(Config(epochs=7), 30).close()
+    begin_and_end(tmp_path, a_run(0))
+    begin_and_end(tmp_path, a_run(30, epochs=7))
     first, second = json.loads((tmp_path / "starts.json").read_text())
     assert first["command"] == "train.py --run_folder 'my runs/a'" and first["config"]["epochs"] == 120
     assert (first["step"], second["step"]) == (0, 30)

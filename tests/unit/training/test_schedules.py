@@ -96,8 +96,8 @@ def test_cosine_with_restarts_ends_every_cycle_and_the_run_at_the_lowest_rate(cy
 
 def test_plateau_drops_when_the_best_score_is_patience_epochs_old():
     schedule = Schedule("plateau", make_optimizer(), 100, gamma=0.5, patience=2)
-    scores = [0.1, 0.2, 0.2, 0.1, 0.3, float("nan"), 0.3, 0.3, 0.2, 0.4]
-    dropped = [schedule.after_validation(score) for score in scores]
+    best = [True, True, False, False, True, False, False, False, False, True]
+    dropped = [schedule.after_validation(is_best) for is_best in best]
     assert [i for i, drop in enumerate(dropped) if drop] == [3, 6, 8]
     assert [group["lr"] for group in schedule.optimizer.param_groups] == [DECODER_LR / 8, ENCODER_LR / 8]
 
@@ -107,8 +107,10 @@ def test_plateau_is_that_of_torch():
     schedule = Schedule("plateau", make_optimizer(), 1000, gamma=0.5, patience=3)
     optimizer = make_optimizer()
     theirs = lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=2, threshold=0, eps=0)
+    best = -1.0
     for score in scores:
-        schedule.after_validation(score)
+        schedule.after_validation(score > best)
+        best = max(score, best)
         schedule.step()
         theirs.step(score)
         assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
@@ -119,7 +121,7 @@ def test_plateau_is_that_of_torch():
 def test_only_plateau_listens_to_the_score(name):
     schedule = Schedule(name, make_optimizer(), 30, patience=1, step_size=5)
     before = schedule.optimizer.param_groups[0]["lr"]
-    assert not any(schedule.after_validation(score) for score in (0.5, 0.4, 0.3))
+    assert not any(schedule.after_validation(is_best) for is_best in (True, False, False))
     assert schedule.optimizer.param_groups[0]["lr"] == before
 
 
@@ -138,7 +140,8 @@ def test_the_rates_drop_during_the_warm_up_too():
     for _ in range(4):
         schedule.step()
     assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(DECODER_LR * 0.5)
-    schedule.after_validation(0.1), schedule.after_validation(0.1)
+    schedule.after_validation(True)
+    schedule.after_validation(False)
     assert schedule.optimizer.param_groups[0]["lr"] == pytest.approx(DECODER_LR * 0.25)
 
 
@@ -165,7 +168,7 @@ def test_a_resumed_run_has_the_rates_of_one_that_never_stopped(name, stop, tmp_p
             schedule.optimizer.step()
             schedule.step()
             if step % 2:
-                schedule.after_validation([0.1, 0.3, 0.2][step % 3])
+                schedule.after_validation(step % 3 == 0)
         return seen
 
     whole = run(Schedule(name, make_optimizer(), 40, **settings), 0, 40)

@@ -12,7 +12,7 @@ from torch import nn
 
 import train
 from captioning.training.losses import CaptionLoss
-from captioning.training.run import Run
+from captioning.training.run_log import RunLog
 from captioning.training.self_critical import CiderD, SelfCritic
 from datasets import Batch
 from models import Decoded
@@ -62,7 +62,7 @@ def test_drawn_captions_take_the_true_ones_place_and_are_compared_with_one_anoth
     run, batch, dataset = made_up_run
     critic = SelfCritic(dataset, samples=4)
     torch.manual_seed(0)
-    drawn, advantages, reward = critic.draw(run, batch, batch.images)
+    drawn, advantages, reward = critic.draw(run, batch)
     assert drawn.image_rows.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len(drawn.captions) == len(drawn.lengths) == len(advantages) == 12
     assert run.decoder.training
@@ -101,7 +101,7 @@ def test_the_reward_rises(made_up_run):
     torch.manual_seed(0)
     rewards = []
     for _ in range(120):
-        drawn, advantages, reward = critic.draw(run, batch, batch.images)
+        drawn, advantages, reward = critic.draw(run, batch)
         decoded = run.decoder(batch.images, drawn.captions, drawn.lengths, drawn.image_rows)
         optimizer.zero_grad()
         loss_function(decoded, advantages=advantages)[0].backward()
@@ -119,7 +119,7 @@ def test_train_goes_over_to_the_models_own_captions(make_files, tmp_path, monkey
         image_major=True, self_critical_from_epoch=2, self_critical_samples=3, device="cpu",
     )  # fmt: skip
     told = []
-    monkeypatch.setattr(Run, "log", lambda run, name, value, step: told.append((name, step)))
+    monkeypatch.setattr(RunLog, "numbers", lambda _, values, step: told.extend((name, step) for name in values))
     train.main(config)
     assert [step for name, step in told if name == "train/cross_entropy"] == [3]
     assert [step for name, step in told if name == "train/reward"] == [6]

@@ -1,0 +1,80 @@
+"""What a run says on the screen: a header, a line for each epoch, and why it ended."""
+
+FEW_PHOTOS = 100  # fewer of them to validate on give scores that depend on chance
+
+
+def print_header(run, captions, val_captions, steps_per_epoch):
+    """
+    :param run: `Run`
+    :param captions, val_captions: `CaptionDataset` of the training and of the validation split
+    :param steps_per_epoch: of the optimizer
+    """
+    config = run.config
+    val_photos = max(1, round(config.val_share * val_captions.num_photos))
+    each = f"{config.batch_size} {'photos' if config.image_major else 'captions'}"
+    if config.accumulate > 1:
+        each = f"{config.accumulate} batches of {each}, whose gradients are averaged"
+    print(
+        f"Device {run.device}; {captions.num_photos:,} photos with {len(captions.captions):,} captions to learn from, "
+        f"{val_photos:,} photos to validate on; {len(run.word_map):,} words in the vocabulary"
+    )
+    print(
+        f"Encoder {config.encoder}: {count(run.encoder)}; decoder {config.decoder}: {count(run.decoder)}; "
+        f"{steps_per_epoch:,} steps per epoch, each of {each}"
+    )
+    if val_photos < FEW_PHOTOS:
+        print(
+            f"Only {val_photos} photos to validate on: scores are coarse, and BLEU-4 may stay 0. Of epochs with equal "
+            f"{config.stop_metric}, the other BLEU scores and then the validation loss tell which is better"
+        )
+
+
+def count(module):
+    """:return: how many parameters a module has and trains, in words"""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
+
+
+def print_resumed(run, path, batches):
+    """
+    :param path: of the checkpoint
+    :param batches: of an epoch
+    """
+    within = f", after {run.batch:,} of {batches:,} batches" if run.batch else ""
+    print(f"Going on from {path}: step {run.step:,}, epoch {run.epoch + 1} of {run.config.epochs}{within}")
+    if run.history:
+        print(epoch_line(run.history[-1], run.config, run.history[-1] == run.best))
+
+
+def epoch_line(entry, config, is_best):
+    """
+    :param entry: of a run's history
+    :return: its numbers in a line
+    """
+    learned = {name: entry[f"train_{name}"] for name in ("loss", "reward") if f"train_{name}" in entry}
+    learned = "".join(f"train {name} {value:.4f}, " for name, value in learned.items())
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in entry.items() if name[0].isupper())
+    seconds = f"{entry['train_seconds']:.0f} s and {entry['val_seconds']:.0f} s for validation"
+    best = ", the best so far" if is_best else ""
+    cut = f", {entry['val_cut']} captions cut" if entry["val_cut"] else ""
+    return (
+        f"epoch {entry['epoch']}: {learned}val loss {entry['val_loss']:.4f}, {scores} "
+        f"(beam {config.val_beam_size}){cut}, learning rate {entry['learning_rate']:.2g}, {seconds}{best}"
+    )
+
+
+def print_end(run, folder):
+    """Say why the run ended, and which checkpoint is which."""
+    config = run.config
+    if run.epochs_since_best >= config.stop_patience:
+        why = f"no epoch since {run.best['epoch']} was better (--stop_patience {config.stop_patience})"
+    else:
+        why = "all epochs are done (--epochs)"
+    print(f"The run ended after epoch {run.epoch}: {why}")
+    if run.best:
+        score = f"{config.stop_metric} {run.best[config.stop_metric]:.4f}"
+        if folder.best.exists():
+            print(f"{folder.best}: epoch {run.best['epoch']}, the best, {score}")
+    if folder.last.exists():
+        print(f"{folder.last}: epoch {run.epoch}, the last; --resume goes on from it, with more --epochs")

@@ -1,0 +1,165 @@
+"""The start of a run: everything that train.py's config names is built, from nothing or from a trained captioner."""
+
+import dataclasses
+
+import torch
+
+from captioning.distributed import wrap
+from captioning.inference.captioner import load_captioner
+from captioning.networks.backbones import load_backbone
+from captioning.networks.registry import SETTINGS, build_decoder, build_encoder
+from captioning.preparation.word_vectors import load_word_vectors
+from captioning.storage.tensors import load_tensors
+from captioning.training.augmentation import Augmentation
+from captioning.training.losses import CaptionLoss
+from captioning.training.run import EncoderDecoder, Run
+from captioning.training.schedules import Schedule
+from utils import UserError, choose_autocast
+
+MODEL_SETTINGS = ("encoder", "encoder_dim", "decoder", *SETTINGS)  # what says how the model is built
+WORD_ROWS = ("embedding.weight", "fc.weight", "fc.bias")  # the decoder's weights that have a row for each word
+
+
+def start_run(config, captions, data, device, total_steps, resumed=None):
+    """
+    Build everything that the config names, at step 0.
+
+    :param config: train.py's
+    :param captions: `CaptionDataset` of the training split
+    :param data: dict of split -> what `data_identity.describe_data` says of it
+    :param device: torch.device
+    :param total_steps: of the optimizer, if nothing stops the run before
+    :param resumed: checkpoint whose weights will be loaded into what is built here, see `resume.restore`; or None
+    :return: `Run`
+    :raises UserError: if a setting, or a file that it names, is of no use
+    """
+    trained = None
+    if config.start_from is not None:
+        if resumed:
+            checkpoint = resumed
+        else:
+            trained, checkpoint, _ = load_captioner(config.start_from)
+        config = adopt_model_settings(config, checkpoint["config"])
+    config, encoder, decoder = build_model(config, captions.word_map, trained)
+    encoder, decoder = encoder.to(device), decoder.to(device)
+    if config.compile:
+        encoder.backbone.compile()  # in place: the names in checkpoints stay
+
+    optimizer = build_optimizer(config, encoder, decoder)
+    encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
+    return Run(
+        config=config,
+        word_map=captions.word_map,
+        image_size=captions.image_size,
+        max_length=int(captions.lengths.max()) - 2,  # they count <start> and <end>
+        data=data,
+        device=device,
+        autocast=choose_autocast(config.precision, device),
+        encoder=encoder,
+        decoder=decoder,
+        model=wrap(EncoderDecoder(encoder, decoder), share_buffers=not encoder.frozen),
+        augmentation=Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
+        loss_function=CaptionLoss(
+            config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight, config.entropy_weight
+        ).to(device),
+        optimizer=optimizer,
+        schedule=Schedule(
+            config.schedule,
+            optimizer,
+            total_steps,
+            warmup_steps=config.warmup_steps,
+            step_size=config.schedule_step_size,
+            gamma=config.schedule_gamma,
+            patience=config.schedule_patience,
+            cycles=config.schedule_cycles,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        total_steps=total_steps,
+    )
+
+
+def build_model(config, word_map, trained=None):
+    """
+    :param trained: `Captioner` whose weights are taken, or None
+    :return: the config, whose embed_dim may be that of a file of word vectors; encoder; decoder
+    """
+    local = config.encoder_weights not in ("imagenet", "none")
+    weights = "none" if local or trained else config.encoder_weights
+    encoder = build_encoder(dataclasses.asdict(config), weights)
+    if trained:
+        encoder.load_state_dict(trained.encoder.state_dict())
+        encoder.pretrained = True
+    elif local:
+        load_backbone(encoder, load_tensors(config.encoder_weights), config.encoder_weights)
+    elif weights == "none" and not config.fine_tune_encoder:
+        print("The encoder is random and not trained: you may want --encoder_weights imagenet or --fine_tune_encoder")
+
+    vectors = None
+    if config.word_vectors:
+        wanted = config.embed_dim if trained or config.embed_dim != SETTINGS["embed_dim"].default else None
+        vectors, _ = load_word_vectors(config.word_vectors, word_map, wanted, config.seed)
+        config = dataclasses.replace(config, embed_dim=vectors.shape[1])
+    decoder = build_decoder(dataclasses.asdict(config), len(word_map), encoder.encoder_dim)
+    if vectors is not None:
+        decoder.load_pretrained_embeddings(vectors)
+    if trained:
+        take_decoder(decoder, word_map, trained)
+    decoder.fine_tune_embeddings(config.fine_tune_embeddings)
+    return config, encoder, decoder
+
+
+def adopt_model_settings(config, trained):
+    """
+    :param trained: config of the captioner to start from, a dict
+    :return: the config with that captioner's encoder and decoder
+    :raises UserError: if another encoder or decoder was asked for
+    """
+    defaults, adopted = type(config)(), {}
+    for name in MODEL_SETTINGS:
+        default = getattr(defaults, name)
+        found, expected = getattr(config, name), trained.get(name, default)
+        if found not in (default, expected) and not name.endswith("dropout"):
+            raise UserError(
+                f"{name}: {found!r} found, but {config.start_from} has {expected!r}; leave it out, or start without it"
+            )
+        if found == default:
+            adopted[name] = expected
+    return dataclasses.replace(config, **adopted)
+
+
+def take_decoder(decoder, word_map, trained):
+    """Take a trained decoder's weights: of the words that both know, their rows; new words keep those they have."""
+    old, new = trained.decoder.state_dict(), decoder.state_dict()
+    common = [word for word in word_map if word in trained.word_map]
+    old_rows = torch.tensor([trained.word_map[word] for word in common])
+    new_rows = torch.tensor([word_map[word] for word in common])
+    for name, tensor in old.items():
+        if name in WORD_ROWS:
+            new[name][new_rows] = tensor[old_rows]
+        else:
+            new[name] = tensor
+    decoder.load_state_dict(new)
+    print(f"{len(common):,} of the {len(word_map):,} words are known from before; the others start anew")
+
+
+def build_optimizer(config, encoder, decoder):
+    """:return: optimizer with a group, and so a learning rate, each for decoder, embeddings and encoder"""
+    embeddings = list(decoder.embedding.parameters())
+    rest = [parameter for parameter in decoder.parameters() if parameter is not decoder.embedding.weight]
+    rest += encoder.project.parameters()  # the 1 x 1 convolution is new, as the decoder is
+    groups = [
+        {"params": rest, "lr": config.decoder_lr},
+        {"params": embeddings, "lr": config.decoder_lr if config.embedding_lr is None else config.embedding_lr},
+    ]
+    encoder.fine_tune(config.fine_tune_encoder, config.fine_tune_from_block)  # now or later
+    trained = [parameter for parameter in encoder.backbone.parameters() if parameter.requires_grad]
+    if config.fine_tune_encoder and not trained:
+        raise UserError(
+            f"fine_tune_from_block: {config.encoder} has no block {config.fine_tune_from_block}, give a lower one"
+        )
+    if trained:
+        groups.append({"params": trained, "lr": config.encoder_lr})
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(groups, weight_decay=config.weight_decay, fused=True)
