@@ -22,7 +22,7 @@ from pathlib import Path
 import preprocess
 import torch
 from measure import report
-from plain import settle
+from tutorial import settle
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import torch
 from measure import matmul_rates, report, seconds
-from plain import PlainDecoder, plain_encode, settle
 from torch.utils.flop_counter import FlopCounterMode
+from tutorial import settle, tutorial_decoder, tutorial_encode
+from tutorial_models import beam_caption
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
 from captioning.command_line import run_script
 from captioning.inference.search import Rules, beam_search
+from captioning.speed.accelerate import accelerate
 from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
@@ -43,9 +45,9 @@ def main(config):
     device = choose_device(config.device)
     torch.manual_seed(0)
     encoder = Encoder(config.encoder).to(device).eval()
-    ours = DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device).eval()
+    ours = accelerate(DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device).eval())
     ours.fc.weight.mul_(10)  # random weights: words differ clearly, so that rounding cannot swap two beams
-    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(device).take(ours).eval()
+    plain = tutorial_decoder(ours).eval()
     images = torch.randint(0, 256, (config.photos, 3, 256, 256), dtype=torch.uint8, device=device)
     settle(encoder, images[:4])
     cached = encoder.grid(images)
@@ -56,8 +58,8 @@ def main(config):
         encoder.backbone.to(memory_format=torch.contiguous_format)
         for photo in images[: config.plain_photos]:
             for _ in range(config.captions_per_image):
-                features = plain_encode(encoder, photo.unsqueeze(0))
-                words = plain.beam_search(features, START, END, config.beam_size, STEPS)
+                features = tutorial_encode(encoder, photo.unsqueeze(0))
+                words = beam_caption(plain, features, START, END, config.beam_size, STEPS)
             found.append(words)
         return found
 

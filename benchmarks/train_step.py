@@ -7,7 +7,7 @@ image-major batches (6 photos with 5 captions each) with a fine-tuned one. Every
 lengths, as in training. With cached features each of these batches is seen once before the clock starts: oneDNN
 prepares itself for every size that it meets, and an epoch of thousands of steps soon has met them all. Both have the
 same weights and give the same loss, which is checked. The limit is the arithmetic that cannot be avoided at the rate of
-a large matrix product.
+a large matrix product. Further lines say what is left without `fast_cpu`, and without each of its ways to save time.
 """
 
 import contextlib
@@ -19,19 +19,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from measure import in_own_process, matmul_rates, report, seconds
-from plain import PlainDecoder, plain_encode, settle
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
+from tutorial import settle, tutorial_decoder, tutorial_encode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
 from captioning.command_line import run_script
+from captioning.speed.accelerate import QUICKER, accelerate
 from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
 CAPTIONS = 5  # a photo
 VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
+WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in QUICKER if w != way) for way in QUICKER}
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Config:
     batch_size: int = 32  # captions a step
     repeats: int = 8  # timed steps a case, each with a batch of its own; the median counts
     plain_repeats: int = 2  # the same of the plain version, which takes long: the first of these batches
+    ways: bool = True  # time the frozen rows without fast_cpu, and without each of its ways
     fine_tune: bool = True  # time fine-tuning too (the plain step takes long)
 
 
@@ -58,6 +61,11 @@ def main(config):
         (f"frozen encoder, cached features, {kind}", size / plain_frozen, size / step, size * rates[kind] / flops)
         for kind, step in in_own_process(time_cached, config).items()
     ]
+    for name, ways in WAYS.items() if config.ways else ():
+        rows += [
+            (f"frozen, cached, {name}, {kind}", size / plain_frozen, size / step, size * rates[kind] / flops)
+            for kind, step in in_own_process(time_cached, config, ways).items()
+        ]
     if config.fine_tune:
         captions = photos * CAPTIONS
         flops = decoder_flops(encoder, ours, photos, words * captions / size) + encoder_flops(encoder, photos)
@@ -69,11 +77,15 @@ def main(config):
     report("train_step", [(case, "captions/s", *numbers) for case, *numbers in rows])
 
 
-def build(config, device):
-    """:return: encoder, our decoder, images (N, 3, 256, 256) uint8, batches of captions; the same in each process"""
+def build(config, device, ways=tuple(QUICKER)):
+    """
+    :param ways: as for `accelerate`
+    :return: encoder, our decoder, images (N, 3, 256, 256) uint8, batches of captions; the same in each process
+    """
     torch.manual_seed(0)
     encoder = Encoder(config.encoder).to(device)
     ours = DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device)
+    accelerate(ours, ways)
     images = torch.randint(0, 256, (config.batch_size, 3, 256, 256), dtype=torch.uint8, device=device)
     batches = [make_captions(config.batch_size, device) for _ in range(config.repeats)]
     settle(encoder, images[:4])
@@ -88,7 +100,7 @@ def fine_tune(encoder):
 def time_plain(config):
     """:return: seconds of the tutorial's step, with a frozen encoder and with one that is trained (or None)"""
     encoder, ours, images, batches = build(config, choose_device(config.device))
-    decoder = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(images.device).take(ours)
+    decoder = tutorial_decoder(ours)
     frozen = time_step([decoder], lambda *batch: plain_loss(encoder, decoder, images, *batch),
                        batches[: config.plain_repeats])  # fmt: skip
     if not config.fine_tune:
@@ -98,9 +110,9 @@ def time_plain(config):
                              batches[:1], warm_up=0)  # fmt: skip
 
 
-def time_cached(config):
+def time_cached(config, ways=tuple(QUICKER)):
     """:return: dict of type -> seconds of our step with a frozen encoder and cached features"""
-    encoder, decoder, images, batches = build(config, choose_device(config.device))
+    encoder, decoder, images, batches = build(config, choose_device(config.device), ways)
     features = encoder.grid(images[:1]).expand(len(images), -1, -1, -1).contiguous()  # as the cache keeps them
     return {
         kind: time_step([decoder], lambda *batch: our_loss(encoder, decoder, features, *batch), batches, autocast,
@@ -141,7 +153,7 @@ def precisions(device):
 def plain_loss(encoder, decoder, images, captions, lengths):
     """:return: the tutorial's loss, cross entropy of the packed scores and the doubly stochastic term; its accuracy"""
     encoder.backbone.to(memory_format=torch.contiguous_format)
-    features = plain_encode(encoder, images)
+    features = tutorial_encode(encoder, images)
     scores, alphas, captions, decode_lengths = decoder(features, captions, lengths)
     scores = pack_padded_sequence(scores, decode_lengths, batch_first=True).data
     targets = pack_padded_sequence(captions[:, 1:], decode_lengths, batch_first=True).data
@@ -151,7 +163,7 @@ def plain_loss(encoder, decoder, images, captions, lengths):
 
 def our_loss(encoder, decoder, images, captions, lengths, image_rows=None):
     decoded = decoder(encoder.features(images), captions, lengths, image_rows)
-    return CaptionLoss()(decoded)[0], top_k_accuracy(decoded.scores.detach(), decoded.targets, 5)
+    return CaptionLoss()(decoded)[0], top_k_accuracy(decoded.logits.detach(), decoded.targets, 5)
 
 
 def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
@@ -187,7 +199,7 @@ def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
 
 def check_same_loss(encoder, ours, images, captions, lengths):
     """Both must compute the same thing, or the comparison is worth nothing."""
-    plain = PlainDecoder(VOCAB_SIZE, encoder.encoder_dim).to(images.device).take(ours)
+    plain = tutorial_decoder(ours)
     ours.eval(), plain.eval()
     with torch.no_grad():
         a = our_loss(encoder, ours, encoder.grid(images), captions, lengths)[0].item()

@@ -6,6 +6,8 @@ CPU. On a GPU they stay as they are: PyTorch's fused LSTM cell is at work there,
 than it saves the device.
 """
 
+import functools
+
 import torch
 from torch import nn
 
@@ -19,28 +21,30 @@ from captioning.speed.shared_products import (
 )
 from models import Attention
 
+# Of each way to save time, the classes that it puts in the place of others.
 QUICKER = {
-    nn.Linear: SharingLinear,
-    nn.Embedding: SharingEmbedding,
-    nn.LSTMCell: SharingLSTMCell,
-    Attention: AttentionInParts,
+    "one weight gradient": {nn.Linear: SharingLinear, nn.Embedding: SharingEmbedding, nn.LSTMCell: SharingLSTMCell},
+    "oneDNN's order": {},  # it needs the classes above
+    "attention in parts": {Attention: AttentionInParts},
 }
 
 
-def accelerate(decoder):
+def accelerate(decoder, ways=tuple(QUICKER)):
     """
     Let a decoder compute the same numbers in less time on CPUs, for training and for searches.
 
     :param decoder: any decoder; one that has none of `QUICKER`'s modules stays as it is
+    :param ways: which of `QUICKER` to take; benchmarks/train_step.py measures what each gives
     :return: the same decoder
     """
     if missing := missing_operation():
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
+    quicker = {plain: quick for way in ways for plain, quick in QUICKER[way].items()}
     for module in decoder.modules():
-        if type(module) in QUICKER:
-            module.__class__ = QUICKER[type(module)]
-    decoder.register_forward_pre_hook(open_sharing)
+        if type(module) in quicker:
+            module.__class__ = quicker[type(module)]
+    decoder.register_forward_pre_hook(functools.partial(open_sharing, with_onednn="oneDNN's order" in ways))
     decoder.register_forward_hook(close_sharing, always_call=True)
     return decoder
 

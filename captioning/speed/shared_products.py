@@ -36,7 +36,9 @@ _context = ContextVar("the shared_products that we are in", default=None)
 class shared_products:  # noqa: N801  used like a function
     """Context in which a layer's uses share the copies of its weight and gather what its gradient needs."""
 
-    def __init__(self):
+    def __init__(self, with_onednn=True):
+        """:param with_onednn: let oneDNN multiply where a layer gains from it"""
+        self.with_onednn = with_onednn
         self.layers = {}  # of a layer, or of attention's keys: what its uses share
 
     def __enter__(self):
@@ -60,7 +62,7 @@ class shared_products:  # noqa: N801  used like a function
     def shared(self, weight, bias, dtype):
         layer = id(weight), id(bias)  # tied weights are one tensor with two uses
         if layer not in self.layers:
-            self.layers[layer] = _Shared(weight, bias, dtype)
+            self.layers[layer] = _Shared(weight, bias, dtype, self.with_onednn)
         return self.layers[layer]
 
 
@@ -69,10 +71,10 @@ def sharing():
     return _context.get() if torch.is_grad_enabled() else None
 
 
-def open_sharing(decoder, _):
+def open_sharing(decoder, _, with_onednn=True):
     """A forward pre-hook: a pass through a decoder on the CPU begins to share its products."""
     if next(decoder.parameters()).device.type == "cpu":
-        shared_products().__enter__()
+        shared_products(with_onednn).__enter__()
 
 
 def close_sharing(decoder, *_):
@@ -127,11 +129,11 @@ def is_worth_it(x, weight, bias):
 class _Shared:
     """What all uses of a layer share: its tensors without their history, and the rows for the weight's gradient."""
 
-    def __init__(self, weight, bias, dtype):
+    def __init__(self, weight, bias, dtype, with_onednn):
         self.named_by = weight, bias  # kept alive, so that no other tensor gets their ids
         self.weight = weight.detach().to(dtype)  # (output, input)
         self.bias = None if bias is None else bias.detach().to(dtype)  # (output,)
-        self.uses_onednn = gains_from_onednn(self.weight)
+        self.with_onednn, self.uses_onednn = with_onednn, with_onednn and gains_from_onednn(self.weight)
         self.uses, self.ordered = 0, None  # the weight in oneDNN's own order
         self.rows = []  # (backward pass, gradient (M, output), input (M, input)) of every use
         self.token = _Sum.apply(self, weight, *([] if bias is None else [bias]))
@@ -139,7 +141,7 @@ class _Shared:
     def linear(self, x):
         """:return: `F.linear` of rows x (M, input). At the second use the weight is put into oneDNN's order."""
         self.uses += 1
-        if self.uses == 2 and gains_from_onednn(self.weight, ordered=True):
+        if self.uses == 2 and self.with_onednn and gains_from_onednn(self.weight, ordered=True):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
         if self.ordered is not None:
             return onednn_product(self.padded(x), self.ordered, self.bias)[: len(x)]

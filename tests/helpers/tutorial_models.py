@@ -1,7 +1,8 @@
 """
 Models as the field's tutorial has them, in their plainest form, and files as old and new PyTorch pickled them.
 
-They are what convert_checkpoint.py is compared with: one photo and one word at a time, nothing computed ahead.
+convert_checkpoint.py and the benchmarks are compared with them: nothing is computed ahead, a grid of 14 x 14, one photo
+at a time in a search.
 """
 
 import sys
@@ -55,6 +56,33 @@ class DecoderWithAttention(nn.Module):
         self.sigmoid = nn.Sigmoid()
         self.fc = nn.Linear(decoder_dim, vocab_size)
 
+    def step(self, embedded, pixels, h, c):
+        """:return: alpha (N, P), h and c (N, decoder_dim)"""
+        context, alpha = self.attention(pixels, h)  # (N, encoder_dim), (N, P)
+        context = self.sigmoid(self.f_beta(h)) * context
+        h, c = self.decode_step(torch.cat([embedded, context], dim=1), (h, c))
+        return alpha, h, c
+
+    def forward(self, features, captions, lengths):
+        """
+        :param features: (N, 14, 14, encoder_dim)
+        :return: scores (N, T, vocab_size), alphas (N, T, P), both zero after a caption's end; the captions, sorted;
+            their numbers of words to predict
+        """
+        lengths, order = lengths.sort(descending=True, stable=True)
+        pixels, captions = features[order].flatten(1, 2), captions[order]  # (N, P, encoder_dim)
+        h, c = self.init_h(pixels.mean(dim=1)), self.init_c(pixels.mean(dim=1))  # (N, decoder_dim) each
+        embedded = self.embedding(captions)  # (N, max_length, embed_dim)
+        decode_lengths = (lengths - 1).tolist()
+        scores = pixels.new_zeros(len(captions), max(decode_lengths), self.vocab_size)
+        alphas = pixels.new_zeros(len(captions), max(decode_lengths), pixels.shape[1])
+        for t in range(max(decode_lengths)):
+            n = sum(length > t for length in decode_lengths)
+            alpha, h, c = self.step(embedded[:n, t], pixels[:n], h[:n], c[:n])
+            scores[:n, t] = self.fc(self.dropout(h))
+            alphas[:n, t] = alpha
+        return scores, alphas, captions, decode_lengths
+
 
 @torch.no_grad()
 def greedy_caption(encoder, decoder, photo, word_map, max_length):
@@ -69,9 +97,7 @@ def greedy_caption(encoder, decoder, photo, word_map, max_length):
     names = {index: word for word, index in word_map.items()}
     words, total, word = [], 0.0, word_map["<start>"]
     while len(words) < max_length:
-        context, _ = decoder.attention(pixels, h)  # (1, encoder_dim)
-        context = decoder.sigmoid(decoder.f_beta(h)) * context
-        h, c = decoder.decode_step(torch.cat([decoder.embedding(torch.tensor([word])), context], dim=1), (h, c))
+        _, h, c = decoder.step(decoder.embedding(torch.tensor([word])), pixels, h, c)
         log_probs = decoder.fc(h).log_softmax(dim=1)[0]  # (vocab_size,), dropout does nothing in eval mode
         word = log_probs.argmax().item()
         total += log_probs[word].item()
@@ -79,6 +105,36 @@ def greedy_caption(encoder, decoder, photo, word_map, max_length):
             break
         words.append(names[word])
     return words, total
+
+
+@torch.no_grad()
+def beam_caption(decoder, features, start, end, beam_size, steps):
+    """
+    :param features: (1, 14, 14, encoder_dim), of one photo
+    :return: list of word ids, without <start> and <end>
+    """
+    k = beam_size
+    features = features.flatten(1, 2).expand(k, -1, -1)  # (k, P, encoder_dim)
+    mean = features.mean(dim=1)
+    h, c = decoder.init_h(mean), decoder.init_c(mean)
+    written = torch.full((k, 1), start, device=features.device)
+    totals = torch.zeros(k, 1, device=features.device)
+    complete = []
+    for step in range(1, steps + 1):
+        alpha, h, c = decoder.step(decoder.embedding(written[:, -1]), features[: len(written)], h, c)
+        candidates = totals + decoder.fc(h).log_softmax(dim=1)  # (k, vocab_size)
+        best, index = (candidates[0] if step == 1 else candidates.flatten()).topk(k)
+        rows, words = index // candidates.shape[1], index % candidates.shape[1]
+        written = torch.cat([written[rows], words.unsqueeze(1)], dim=1)
+        going = [i for i, word in enumerate(words.tolist()) if word != end]
+        complete += [(best[i].item(), written[i].tolist()[1:-1]) for i in range(k) if i not in going]
+        k = len(going)
+        if k == 0:
+            break
+        written, totals, h, c = written[going], best[going].unsqueeze(1), h[rows][going], c[rows][going]
+    if not complete:
+        return written[totals.argmax()].tolist()[1:]
+    return max(complete, key=lambda found: found[0])[1]
 
 
 def make_models(word_map, seed=0, grid=14):

@@ -13,8 +13,9 @@ from captioning.inference.search import Rules, beam_search
 from captioning.networks.registry import DECODERS, build_decoder
 from captioning.speed import accelerate as accelerating
 from captioning.speed import attention_in_parts, shared_products
-from captioning.speed.accelerate import accelerate
+from captioning.speed.accelerate import QUICKER, accelerate
 
+QUICK_CLASSES = [quick for classes in QUICKER.values() for quick in classes.values()]
 SIZES = {"embed_dim": 7, "decoder_dim": 7, "encoded_image_size": 3, "dropout": 0.0, "decoder_layers": 2}
 
 
@@ -68,6 +69,15 @@ def test_losses_and_gradients_are_the_same(plain_and_quick, size, shared_photos)
         assert_same(loss_and_gradients(quick, *batch, image_rows=image_rows), expected)
 
 
+@pytest.mark.parametrize("way", QUICKER)
+def test_each_way_alone_gives_the_same(way):
+    torch.manual_seed(0)
+    plain = build_decoder({"decoder": "soft", "fast_cpu": False} | SIZES, 11, 6)
+    batch = grid(6).requires_grad_(), *captions(6)
+    expected = loss_and_gradients(plain, *batch)
+    assert_same(loss_and_gradients(accelerate(plain, ways=(way,)), *batch), expected)
+
+
 @pytest.mark.parametrize("frozen", ["decode_step", "attention", ".bias", "embedding"])
 def test_frozen_parts_change_no_other_gradient(plain_and_quick, frozen):
     plain, quick = plain_and_quick
@@ -114,7 +124,7 @@ def test_every_layer_shares_its_products(plain_and_quick, monkeypatch):
     _, quick = plain_and_quick
     for module in quick.modules():
         if list(module.parameters(recurse=False)) and not isinstance(module, nn.ModuleList):
-            assert type(module) in accelerating.QUICKER.values(), type(module)
+            assert type(module) in QUICK_CLASSES, type(module)
 
 
 def test_a_failed_pass_leaves_no_sharing_behind(plain_and_quick):
@@ -147,7 +157,7 @@ def shared_objects():
 
 def test_fast_cpu_can_be_turned_off():
     decoder = build_decoder({"decoder": "soft", "fast_cpu": False}, 11, 6)
-    assert not any(type(module) in accelerating.QUICKER.values() for module in decoder.modules())
+    assert not any(type(module) in QUICK_CLASSES for module in decoder.modules())
 
 
 @pytest.mark.parametrize("name", ["_linear_pointwise", "_reorder_linear_weight", "_current_graph_task_id"])
@@ -168,4 +178,4 @@ def test_where_a_private_operation_is_missing_one_line_says_so_and_the_decoder_s
     monkeypatch.setattr(accelerating, "missing_operation", lambda: name)
     decoder = accelerate(build_decoder({"decoder": "soft", "fast_cpu": False}, 11, 6))
     assert name in capsys.readouterr().out
-    assert not any(type(module) in accelerating.QUICKER.values() for module in decoder.modules())
+    assert not any(type(module) in QUICK_CLASSES for module in decoder.modules())
