@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 from captioning.display.charts import reliability_diagram
 from captioning.display.figure_files import save_figure
-from captioning.evaluation.calibration import collect, fit_temperature, measure
+from captioning.evaluation.calibration import collect_outputs, fit_temperature, measure
 from captioning.evaluation.pointing_game import pointing_game
 from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
 from captioning.features import build_loader
@@ -118,7 +118,7 @@ def calibrate(captioner, open_split, splits, output_folder):
     """
     found, scores_of = {}, captioner.decoder.scores
     for split in dict.fromkeys(["VAL", *splits]):
-        words = collect(captioner, *open_split(split))
+        words = collect_outputs(captioner, *open_split(split))
         if split == "VAL":
             found["temperature"] = fit_temperature(scores_of, *words)
             print(f"\ncalibration: temperature {found['temperature']:.3f} minimises the loss of VAL")

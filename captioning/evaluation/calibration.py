@@ -1,20 +1,23 @@
 """
-Can a model's confidence be trusted? How often it is right when it says 70 %, and the softmax temperature that mends it
-(Guo et al. 2017, "On Calibration of Modern Neural Networks").
+Can a model's confidence be trusted? How often it is right when it says 70%, and the softmax temperature that corrects
+it (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
-What is judged is the next word under teacher forcing: its probability against how often it is the true one. Scores of
-all words of a split would not fit in memory (COCO: 300,000 x 9,000), so the decoder's outputs are kept, which are some
-twenty times smaller, and the scores are made anew a few thousand rows at a time.
+What is judged is the next word under teacher forcing: its probability against how often it is the true one. The logits
+of all words of a split would not fit in memory (COCO: 300,000 x 9,000), so the decoder's outputs are kept, which are
+some twenty times smaller, and the logits are computed from them again, a few thousand rows at a time.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 
 BINS = 15  # as in the paper
-ROWS = 2048  # words whose scores are in memory at a time
+ROWS = 2048  # words whose logits are in memory at a time
 COLDEST, HOTTEST = 0.01, 100.0  # temperatures between which the best is looked for
+TOLERANCE = 1e-4  # relative precision of the temperature that is found
 
 
 class Reliability(NamedTuple):
@@ -32,9 +35,11 @@ class Reliability(NamedTuple):
         return (self.counts * gaps).sum().item() / self.counts.sum().item()
 
 
-def collect(captioner, loader, resident=None):
+def collect_outputs(captioner, loader, resident=None):
     """
-    :param captioner: `inference.Captioner`
+    Walk through a split under teacher forcing.
+
+    :param captioner: `Captioner`
     :param loader, resident: as for `Captioner.caption_split`
     :return: of all M words of a split's captions, with <end>: the decoder's outputs (M, output_dim) and the words (M,)
     """
@@ -43,48 +48,48 @@ def collect(captioner, loader, resident=None):
 
 
 @torch.no_grad()
-def fit_temperature(scores, outputs, targets, tolerance=1e-4):
+def fit_temperature(logits_of, outputs, targets):
     """
-    Find the temperature T that minimises the cross entropy of softmax(scores / T) (section 4.2).
+    Give the temperature T that minimises the cross entropy of softmax(logits / T) (section 4.2).
 
-    The cross entropy is convex in b = 1 / T: its slope is the mean of E[s] - s_true, with E over the model's own
-    distribution, and its curvature the mean of that distribution's Var[s]. So Newton's method needs a handful of
-    passes; where a step would leave the bracket that the slopes have given so far, the bracket is halved instead.
-    :param scores: function of outputs (R, output_dim) to scores (R, vocab_size), such as `decoder.scores`
-    :param outputs, targets: (M, output_dim) and (M,), of `collect`
-    :param tolerance: relative precision of the temperature
+    :param logits_of: function of outputs (R, output_dim) to logits (R, vocab_size), such as `decoder.scores`
+    :param outputs, targets: (M, output_dim) and (M,), of `collect_outputs`
     :return: float, `COLDEST` to `HOTTEST`
     """
-    low, high, b = 1 / HOTTEST, 1 / COLDEST, 1.0
-    while high / low > 1 + tolerance:
-        slope, curvature = 0.0, 0.0
-        for s, true in batches(scores, outputs, targets):
-            p = (b * s).softmax(dim=1)  # (R, vocab_size)
-            mean = (p * s).sum(dim=1, keepdim=True)  # (R, 1)
-            slope += (mean - s.gather(1, true.unsqueeze(1))).sum().item()
-            curvature += (p * (s - mean) ** 2).sum().item()
-        low, high = (low, b) if slope > 0 else (b, high)
-        proposal = b - slope / curvature if curvature > 0 else 0.0
-        if abs(proposal - b) < tolerance * b:
-            return 1 / proposal
-        b = proposal if low < proposal < high else (low * high) ** 0.5
-    return 1 / b
+
+    def loss(log_temperature):
+        return mean_loss(logits_of, outputs, targets, math.exp(log_temperature))
+
+    # The cross entropy is convex in 1 / T, so it has one minimum; on a logarithmic scale the steps are relative ones.
+    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": TOLERANCE})
+    return math.exp(found.x)
+
+
+def mean_loss(logits_of, outputs, targets, temperature):
+    """:return: float, the mean cross entropy of softmax(logits / temperature), in nats"""
+    total = 0.0
+    for logits, words in logits_in_parts(logits_of, outputs, targets):
+        total += F.cross_entropy(logits / temperature, words, reduction="sum").item()
+    return total / len(targets)
 
 
 @torch.no_grad()
-def measure(scores, outputs, targets, temperature=1.0):
+def measure(logits_of, outputs, targets, temperature=1.0):
     """
-    :param scores, outputs, targets: as for `fit_temperature`
-    :param temperature: by which the scores are divided
+    Give how good and how sure the predictions are at a temperature.
+
+    :param logits_of, outputs, targets: as for `fit_temperature`
+    :param temperature: by which the logits are divided
     :return: `Reliability`
     """
     loss = 0.0
     right, confidence, counts = torch.zeros(3, BINS, dtype=torch.float64)
-    for s, true in batches(scores, outputs, targets):
-        s = s / temperature  # (R, vocab_size)
-        loss += F.cross_entropy(s, true, reduction="sum").item()
-        sure, predicted = s.softmax(dim=1).max(dim=1)  # (R,)
-        sure, hit = sure.double().cpu(), (predicted == true).double().cpu()  # (R,)
+    for logits, words in logits_in_parts(logits_of, outputs, targets):
+        logits = logits / temperature  # (R, vocab_size)
+        loss += F.cross_entropy(logits, words, reduction="sum").item()
+        sure, predicted = logits.softmax(dim=1).max(dim=1)  # (R,), (R,)
+        sure, hit = sure.double().cpu(), (predicted == words).double().cpu()  # (R,), (R,)
         bins = (sure * BINS).ceil().long().clamp(1, BINS) - 1  # (R,), upper ends belong to a bin, as in section 2
         right.index_add_(0, bins, hit)
         confidence.index_add_(0, bins, sure)
@@ -93,7 +98,7 @@ def measure(scores, outputs, targets, temperature=1.0):
     return Reliability(loss / len(targets), right / filled, confidence / filled, counts)
 
 
-def batches(scores, outputs, targets):
-    """Yield the scores (R, vocab_size) of some rows at a time, and their words (R,)."""
-    for rows, true in zip(outputs.split(ROWS), targets.split(ROWS), strict=True):
-        yield scores(rows).float(), true
+def logits_in_parts(logits_of, outputs, targets):
+    """Yield the logits (R, vocab_size) of some rows at a time, and their words (R,)."""
+    for rows, words in zip(outputs.split(ROWS), targets.split(ROWS), strict=True):
+        yield logits_of(rows).float(), words

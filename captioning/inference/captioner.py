@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioning.distributed import hide_bar
-from captioning.inference.search import Rules, beam_search, sample
+from captioning.inference.search import Rules, beam_search, sample_captions
 from captioning.networks.ensemble import Encoders, Ensemble
 from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
@@ -37,8 +37,8 @@ class Captioner:
         """
         :param images: (N, 3, 256, 256) photos or (N, height, width, native_dim) cached features
         :param max_length: longest caption, in words
-        :param beam_size, options: see `decoding.beam_search`, and what `rules` takes
-        :return: list of N lists of `decoding.Hypothesis`
+        :param beam_size, options: see `search.beam_search`, and what `rules` takes
+        :return: list of N lists of `Hypothesis`
         """
         rules, options = self.rules(max_length, options)
         return beam_search(self.decoder, self.encoder.features(images.to(self.device)), rules, beam_size, **options)
@@ -47,21 +47,21 @@ class Captioner:
     def sample(self, images, max_length=50, **options):
         """
         :param images, max_length: as for `search`
-        :param options: see `decoding.sample` (top_k, top_p, generator, keep_alphas), and what `rules` takes
-        :return: list of N `decoding.Hypothesis`
+        :param options: see `search.sample_captions` (top_k, top_p, generator, keep_alphas), and what `rules` takes
+        :return: list of N `Hypothesis`
         """
         return self.sample_features(self.encoder.features(images.to(self.device)), max_length, **options)
 
     def sample_features(self, features, max_length=50, **options):
         """As `sample`, from what `encoder.features` made of the images."""
         rules, options = self.rules(max_length, options)
-        return sample(self.decoder, features, rules, **options)
+        return sample_captions(self.decoder, features, rules, **options)
 
     def rules(self, max_length, options):
         """
         :param max_length: longest caption, in words
         :param options: dict; of it the rules take never_unk (whether `<unk>` may not be written), min_length,
-            no_repeat_ngram and temperature (see `decoding.Rules`)
+            no_repeat_ngram and temperature (see `search.Rules`)
         :return: `Rules`, and a dict of the options that are left
         """
         names = ("never_unk", "min_length", "no_repeat_ngram", "temperature")
@@ -70,7 +70,7 @@ class Captioner:
         rules = Rules(
             start=self.word_map["<start>"],
             end=self.word_map["<end>"],
-            max_length=max_length,  # one that has so many words without its <end> is cut off
+            max_length=max_length,
             forbidden=tuple(self.word_map[word] for word in forbidden),
             **chosen,
         )

@@ -1,7 +1,7 @@
 """
 Several models that write one caption together: at each step their probabilities of the next word are averaged.
 
-An `Ensemble` is itself a decoder (`init_state`, `step`, `scores`), so every search of decoding.py works with it.
+An `Ensemble` is itself a decoder (`init_state`, `step`, `scores`), so every search of search.py works with it.
 """
 
 import math

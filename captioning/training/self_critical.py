@@ -28,7 +28,8 @@ class SelfCritic:
         """
         self.references = [[[*words, "<end>"] for words in photo["captions"]] for photo in dataset.references]
         self.cider = CiderD(self.references)
-        self.samples, self.longest = samples, dataset.captions.shape[1] - 1
+        self.samples = samples
+        self.longest = dataset.captions.shape[1] - 2  # words, without <start> and <end>
 
     @torch.no_grad()
     def draw(self, run, batch):

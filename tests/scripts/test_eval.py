@@ -9,7 +9,7 @@ from conftest import WORD_MAP
 from saved_model import save_model
 
 from captioning.evaluation import metrics
-from captioning.evaluation.calibration import collect, measure
+from captioning.evaluation.calibration import collect_outputs, measure
 from captioning.features import build_loader
 from captioning.inference.captioner import load_captioner
 from eval import Config, main
@@ -100,7 +100,7 @@ def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):
     assert found["VAL"]["after"]["loss"] < found["VAL"]["before"]["loss"]
     captioner, _, _ = load_captioner(options["checkpoint"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "VAL", captioner.encoder, captioner.device)
-    expected = measure(captioner.decoder.scores, *collect(captioner, loader), found["temperature"])
+    expected = measure(captioner.decoder.scores, *collect_outputs(captioner, loader), found["temperature"])
     assert found["VAL"]["after"]["loss"] == pytest.approx(expected.loss, rel=1e-5)
     for name in ("VAL_before", "VAL_after", "TEST_before", "TEST_after"):
         path = Path(options["output_folder"]) / f"calibration_{name}.png"

@@ -40,7 +40,7 @@ def test_a_model_that_is_always_right_or_always_wrong_gets_a_temperature_too():
     assert fit_temperature(as_they_are, scores, torch.arange(4).roll(1)) == pytest.approx(HOTTEST, rel=0.01)
 
 
-def test_an_honest_model_has_next_to_no_calibration_error_and_an_overconfident_one_is_mended(calibrated):
+def test_an_honest_model_has_next_to_no_calibration_error_and_an_overconfident_one_is_corrected(calibrated):
     scores, targets = calibrated
     assert measure(as_they_are, scores, targets).expected_calibration_error < 0.01
     overconfident = measure(as_they_are, 3 * scores, targets)

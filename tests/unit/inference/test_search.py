@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from plain_search import plain_beam_search as plain_batched_search
+from plain_search import plain_sample
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from captioning.inference.search import Rules, beam_search, greedy, sample
+from captioning.inference.search import Rules, beam_search, greedy_search, sample_captions
 from models import DecoderWithAttention, DecoderWithHardAttention
 
 VOCAB, START, END = 5, 0, 4
@@ -73,7 +76,7 @@ def rescored(decoder, photo, ids, temperature=1.0):
 
 @torch.no_grad()
 def every_sequence(decoder, photo, r):
-    """:return: list of (words, log-probability, whether it ended) of all captions of one photo that the rules allow"""
+    """:return: list of (words, log-probability, True) of all captions of one photo that end and that the rules allow"""
     found = []
 
     def allowed(written, index):
@@ -91,9 +94,7 @@ def every_sequence(decoder, photo, r):
                 continue
             if index == r.end:
                 found.append((written, total + log_prob, True))
-            elif len(written) + 1 == r.max_length:
-                found.append(([*written, index], total + log_prob, False))
-            else:
+            elif len(written) < r.max_length:
                 go_on([*written, index], total + log_prob, state)
 
     go_on([], 0.0, decoder.init_state(photo))
@@ -129,7 +130,7 @@ def test_a_wide_beam_finds_what_going_through_every_sequence_finds(searched, opt
     decoder, photos = searched
     photos, r = photos[:2], rules(**options)
     for n_best in (1, 5):
-        found = beam_search(decoder, photos, r, 400, normalisation, reward=0.7, n_best=n_best)
+        found = beam_search(decoder, photos, r, 1300, normalisation, reward=0.7, n_best=n_best)
         for i in range(len(photos)):
             expected = ranked(every_sequence(decoder, photos[i : i + 1], r), normalisation, 0.7)[:n_best]
             assert [h.words for h in found[i]] == [words for words, *_ in expected]
@@ -142,26 +143,25 @@ def test_a_wide_beam_finds_what_going_through_every_sequence_finds(searched, opt
 def plain_beam_search(decoder, photo, beam_size, r):
     """One photo, in lists: the best `beam_size` beginnings at each step; one that ends gives up its place."""
     beams, done = [([], 0.0, decoder.init_state(photo))], []
-    for t in range(r.max_length):
+    for _ in range(r.max_length + 1):
         candidates = []
         for written, total, state in beams:
             output, _, new_state = decoder.step(torch.tensor([written[-1] if written else START]), state)
             for index, log_prob in enumerate(decoder.scores(output)[0].log_softmax(dim=0).tolist()):
                 candidates.append(([*written, index], total + log_prob, new_state))
         candidates.sort(key=lambda candidate: -candidate[1])
-        beams = []
+        before, beams = beams, []
         for written, total, state in candidates[: beam_size - len(done)]:
             if written[-1] == r.end:
                 done.append((written[:-1], total, True))
-            elif t + 1 < r.max_length:
-                beams.append((written, total, state))
             else:
-                done.append((written, total, False))
-    return ranked(done)
+                beams.append((written, total, state))
+    completed = [words for words, _, _ in done]
+    return ranked(done + [(words, total, False) for words, total, _ in before if words not in completed])
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("max_length", [3, 9])
+@pytest.mark.parametrize("max_length", [2, 8])
 def test_a_narrow_beam_keeps_the_same_beginnings_as_a_plain_one(searched, beam_size, max_length):
     decoder, photos = searched
     r = rules(max_length=max_length)
@@ -178,7 +178,7 @@ def test_a_narrow_beam_keeps_the_same_beginnings_as_a_plain_one(searched, beam_s
 def test_a_beam_of_one_equals_greedy_choice(searched):
     decoder, photos = searched
     r = rules(max_length=12)
-    for one, other in zip(beam_search(decoder, photos, r, 1), greedy(decoder, photos, r), strict=True):
+    for one, other in zip(beam_search(decoder, photos, r, 1), greedy_search(decoder, photos, r), strict=True):
         assert one[0].words == other.words
         assert one[0].ended == other.ended
         assert one[0].log_prob == pytest.approx(other.log_prob, abs=1e-4)
@@ -186,7 +186,7 @@ def test_a_beam_of_one_equals_greedy_choice(searched):
 
 def test_greedy_choice_takes_the_likeliest_word_each_time(searched):
     decoder, photos = searched
-    for i, found in enumerate(greedy(decoder, photos, rules(max_length=6))):
+    for i, found in enumerate(greedy_search(decoder, photos, rules(max_length=6))):
         words = [*found.words, END] if found.ended else found.words
         for t, index in enumerate(words):
             others = [rescored(decoder, photos[i : i + 1], [*words[:t], k])[0][-1] for k in range(VOCAB)]
@@ -242,7 +242,7 @@ def test_a_beam_that_the_rules_leave_no_word_gives_its_best_unfinished_caption()
 @pytest.mark.parametrize("top_k", [0, 1])
 def test_a_sample_that_the_rules_leave_no_word_stops_there(top_k):
     r = rules(max_length=8, min_length=4, no_repeat_ngram=1, forbidden=(START,))
-    (found,) = sample(ToyDecoder(), torch.arange(1), r, top_k=top_k)
+    (found,) = sample_captions(ToyDecoder(), torch.arange(1), r, top_k=top_k)
     assert sorted(found.words) == [1, 2, 3] and not found.ended
     assert math.isfinite(found.log_prob)
 
@@ -283,9 +283,9 @@ def test_alphas_are_those_of_running_the_words_again(tiny_decoder, search, layer
     if search == "beam":
         found = beam_search(decoder, photos, r, 4, n_best=4, keep_alphas=True)
     elif search == "sample":
-        found = [[h] for h in sample(decoder, photos, r, generator=seeded(0), keep_alphas=True)]
+        found = [[h] for h in sample_captions(decoder, photos, r, generator=seeded(0), keep_alphas=True)]
     else:
-        found = [[h] for h in greedy(decoder, photos, r, keep_alphas=True)]
+        found = [[h] for h in greedy_search(decoder, photos, r, keep_alphas=True)]
     for i, hypotheses in enumerate(found):
         for h in hypotheses:
             words = [*h.words, END] if h.ended else h.words
@@ -298,13 +298,13 @@ def test_alphas_are_left_out_where_nobody_asks_or_there_are_none():
     photos = torch.arange(2)
     for decoder, keep in ((ToyDecoder(), False), (ToyDecoder(alphas=False), True)):
         assert all(best.alphas is None for best, *_ in beam_search(decoder, photos, rules(), 2, keep_alphas=keep))
-        assert all(h.alphas is None for h in greedy(decoder, photos, rules(), keep_alphas=keep))
+        assert all(h.alphas is None for h in greedy_search(decoder, photos, rules(), keep_alphas=keep))
 
 
 @pytest.mark.parametrize("options", [{"min_length": 3}, {"forbidden": (START, 2)}, {"no_repeat_ngram": 2}])
 def test_samples_and_greedy_choice_keep_the_rules(options):
     decoder, photos, r = ToyDecoder(end_bias=1.0), torch.arange(200), rules(max_length=10, **options)
-    for h in sample(decoder, photos, r, generator=seeded(0)) + greedy(decoder, photos, r):
+    for h in sample_captions(decoder, photos, r, generator=seeded(0)) + greedy_search(decoder, photos, r):
         assert len(h.words) <= 10 and END not in h.words
         if h.ended:
             assert len(h.words) >= options.get("min_length", 0)
@@ -314,11 +314,19 @@ def test_samples_and_greedy_choice_keep_the_rules(options):
             assert len(set(pairs)) == len(pairs)
 
 
-def test_the_longest_caption_is_max_length_steps():
+def test_a_caption_may_have_max_length_words_and_end_after_them():
     photos = torch.arange(50)
-    for h in sample(ToyDecoder(end_bias=-1.0), photos, rules(max_length=5), generator=seeded(0)):
-        assert len(h.words) + h.ended <= 5
-        assert h.ended or len(h.words) == 5
+    lengths = []
+    for h in sample_captions(ToyDecoder(end_bias=-1.0), photos, rules(max_length=5), generator=seeded(0)):
+        assert len(h.words) == 5 or (h.ended and len(h.words) < 5)
+        lengths.append((len(h.words), h.ended))
+    assert (5, True) in lengths and (5, False) in lengths
+    decoder = ToyDecoder()
+    longer = beam_search(decoder, photos, rules(max_length=12), 4)
+    for photo, [best] in zip(photos, longer, strict=True):
+        if best.ended and best.words:
+            [[same]] = beam_search(decoder, photo.view(1), rules(max_length=len(best.words)), 4)
+            assert same.ended and same.words == best.words
 
 
 def seeded(seed):
@@ -329,7 +337,8 @@ def test_a_seed_repeats_its_samples_and_leaves_the_global_generator_alone():
     decoder, photos = ToyDecoder(), torch.arange(20)
     before = torch.get_rng_state()
     one, again, other = (
-        [h.words for h in sample(decoder, photos, rules(max_length=8), generator=seeded(seed))] for seed in (1, 1, 2)
+        [h.words for h in sample_captions(decoder, photos, rules(max_length=8), generator=seeded(seed))]
+        for seed in (1, 1, 2)
     )
     assert one == again != other
     assert torch.equal(torch.get_rng_state(), before)
@@ -337,7 +346,7 @@ def test_a_seed_repeats_its_samples_and_leaves_the_global_generator_alone():
 
 def test_the_log_probability_of_a_sample_is_that_of_its_words(searched):
     decoder, photos = searched
-    for i, h in enumerate(sample(decoder, photos, rules(temperature=1.5, max_length=6), generator=seeded(0))):
+    for i, h in enumerate(sample_captions(decoder, photos, rules(temperature=1.5, max_length=6), generator=seeded(0))):
         words = [*h.words, END] if h.ended else h.words
         log_prob = sum(rescored(decoder, photos[i : i + 1], words, temperature=1.5)[0])
         assert h.log_prob == pytest.approx(log_prob, abs=1e-4)
@@ -354,9 +363,9 @@ class OneWordDecoder(ToyDecoder):
 PROBABILITIES = [0.05, 0.3, 0.1, 0.4, 0.15]
 
 
-def first_words(n=20000, r=None, **options):
+def first_words(n=5000, r=None, **options):
     """:return: (vocab_size,), shares of the words that n samples begin with"""
-    found = sample(
+    found = sample_captions(
         OneWordDecoder(PROBABILITIES), torch.arange(n), r or rules(max_length=1), generator=seeded(0), **options
     )
     ids = torch.tensor([h.words[0] if h.words else END for h in found])
@@ -397,3 +406,79 @@ def test_searches_keep_no_graph(tiny_decoder):
     (best, *_), _ = beam_search(decoder, photos, rules(), 2, keep_alphas=True)
     assert not best.alphas.requires_grad
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("normalisation", ["none", "length", "reward"])
+def test_captions_are_those_of_the_plain_search_to_the_bit(searched, options, normalisation):
+    decoder, photos = searched
+    keep = not isinstance(decoder, ToyDecoder)
+    for n_best, beam_size, max_length in ((1, 1, 3), (1, 4, 9), (3, 3, 9)):
+        r = rules(**options | {"max_length": max_length})
+        found = beam_search(decoder, photos, r, beam_size, normalisation, 0.3, n_best, keep)
+        same(found, plain_batched_search(decoder, photos, r, beam_size, normalisation, 0.3, n_best, keep))
+
+
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("drawn", [{}, {"top_k": 1}, {"top_k": 3, "top_p": 0.8}])
+def test_samples_are_those_of_the_plain_way_to_the_bit(searched, options, drawn):
+    decoder, photos = searched
+    for max_length in (3, 9):
+        r = rules(**options | {"max_length": max_length})
+        found, expected = (
+            [[h] for h in sample(decoder, photos, r, generator=seeded(5), keep_alphas=True, **drawn)]
+            for sample in (sample_captions, plain_sample)
+        )
+        same(found, expected)
+
+
+def same(found, expected):
+    """Compare lists of hypotheses for each photo, without any tolerance."""
+    for some, others in zip(found, expected, strict=True):
+        assert [h._replace(alphas=None) for h in some] == [h._replace(alphas=None) for h in others]
+        for one, other in zip(some, others, strict=True):
+            assert one.alphas is other.alphas or torch.equal(one.alphas, other.alphas)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes Python wait for a GPU: operations whose result it must read to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put_", "index_put") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        self.number += by_mask or name in ("nonzero", "_local_scalar_dense", "masked_select", "equal", "unique")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("search", ["beam", "sample"])
+def test_a_timestep_waits_for_the_device_once(tiny_decoder, search, monkeypatch):
+    decoder = tiny_decoder(vocab_size=VOCAB, spread=1.0).eval()
+    photos = torch.randn(6, 2, 2, 6, generator=torch.Generator().manual_seed(0))
+    r = rules(max_length=9, min_length=2, forbidden=(START,), no_repeat_ngram=3)
+    steps = []
+    step = decoder.step
+    monkeypatch.setattr(decoder, "step", lambda words, state: steps.append(len(words)) or step(words, state))
+    with Waits() as waits:
+        if search == "beam":
+            beam_search(decoder, photos, r, 3, n_best=3)
+        else:
+            sample_captions(decoder, photos, r, generator=seeded(0))
+    assert len(steps) > 4 and len(set(steps)) > 1  # photos left at different times
+    assert waits.number == len(steps)
+
+
+def test_a_state_that_a_step_hands_back_as_it_was_is_not_moved_while_all_photos_go_on():
+    class Constant(ToyDecoder):
+        seen = []
+
+        def step(self, words, state):
+            self.seen.append(state[0])
+            return super().step(words, state)
+
+    beam_search(Constant(end_bias=-1000.0), torch.arange(3), rules(max_length=5), 2)
+    assert len({id(photos) for photos in Constant.seen}) == 1

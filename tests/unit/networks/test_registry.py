@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import train
-from captioning.inference.search import Rules, beam_search, greedy
+from captioning.inference.search import Rules, beam_search, greedy_search
 from captioning.networks.registry import DECODERS, SETTINGS, build_decoder
 from captioning.training.losses import CaptionLoss
 from models import DecoderWithAttention, DecoderWithHardAttention, mean_features, select_rows
@@ -271,14 +271,14 @@ def test_eight_captions_are_learnt_by_heart_each_from_its_own_photo(name):
     # Without the photo, the best would be to know all eight and guess which: log(8) / 6 = 0.35 a word.
     assert cross_entropy < 0.1
     if name != "hard":  # which has also to look at its likeliest cell instead of the expected value
-        found = greedy(decoder.eval(), features, RULES)
+        found = greedy_search(decoder.eval(), features, RULES)
         assert [best.words for best in found] == rows[:, 1:-1].tolist()
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_choice_and_beam_search_run_on_every_decoder(name):
     decoder, features = build(name, spread=1.0).eval(), grid(4, (4, 4))
-    alone = greedy(decoder, features, RULES, keep_alphas=True)
+    alone = greedy_search(decoder, features, RULES, keep_alphas=True)
     beam_of_one = beam_search(decoder, features, RULES, beam_size=1, keep_alphas=True)
     beam = beam_search(decoder, features, RULES, beam_size=3, n_best=3, keep_alphas=True)
     for photo in range(4):

@@ -70,7 +70,7 @@ def test_drawn_captions_take_the_true_ones_place_and_are_compared_with_one_anoth
     scores = []
     for caption, length, photo in zip(drawn.captions.tolist(), drawn.lengths.tolist(), drawn.image_rows, strict=True):
         assert caption[0] == WORD_MAP["<start>"] and not any(caption[length:])
-        assert length <= 8 and (caption[length - 1] == WORD_MAP["<end>"] or length == 8)
+        assert length <= 8 and (caption[length - 1] == WORD_MAP["<end>"] or length == 7)
         references = [[*some, "<end>"] for some in dataset.references[photo]["captions"]]
         scores += critic.cider([[words[index] for index in caption[1:length]]], references)
     assert reward == pytest.approx(sum(scores) / 12)
