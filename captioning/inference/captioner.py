@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captioning.distributed import hide_bar
 from captioning.inference.search import Rules, beam_search, sample_captions
+from captioning.inference.small_checkpoint import complete
 from captioning.networks.ensemble import Encoders, Ensemble
 from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
@@ -165,7 +166,7 @@ def load_captioner(path=None, device="cpu"):
 
 def load_model(path, device):
     """:return: the `Captioner` of one checkpoint, in eval mode, and the checkpoint"""
-    checkpoint = load_checkpoint(path)
+    checkpoint = complete(load_checkpoint(path), path)
     return build_captioner(checkpoint, path, device), checkpoint
 
 
