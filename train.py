@@ -80,6 +80,7 @@ class Config:
     teacher_forcing: Literal["always", "linear", "exponential", "inverse_sigmoid"] = "always"  # or scheduled sampling
     teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
     self_critical_from_epoch: Count | None = None  # from then own captions are rewarded (Rennie et al. 2017)
+    self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
     self_critical_samples: Several = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
 
     # Optimizer
@@ -147,7 +148,7 @@ from captioning.training.data_identity import UnchangedFiles, describe_data, ope
 from captioning.training.gradient_steps import clip_gradients, window_of
 from captioning.training.interruptions import Postponed
 from captioning.training.losses import readings_of_batch
-from captioning.training.report import epoch_line, print_end, print_header, print_resumed
+from captioning.training.report import epoch_line, print_end, print_header, print_resumed, reward_warning
 from captioning.training.resume import restore
 from captioning.training.run_folder import RunFolder
 from captioning.training.self_critical import SelfCritic
@@ -182,41 +183,40 @@ def train_on(device, config):
         rank=distributed.get_rank(), world_size=distributed.get_world_size(),
     )  # fmt: skip
     steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
-    total_steps = config.epochs * steps_per_epoch
-    check_total_steps(config, total_steps)
+    check_total_steps(config, config.epochs * steps_per_epoch)
     data = {"TRAIN": describe_data(captions), "VAL": describe_data(val_captions)}
-    run = start_run(config, captions, data, device, total_steps, checkpoint)
+    run = start_run(config, captions, data, device, steps_per_epoch, checkpoint)
     distributed.seed_own(config.seed)
-    print_header(run, captions, val_captions, steps_per_epoch)
+    print_header(run, captions, val_captions)
     if checkpoint:
         restore(run, checkpoint)
         del checkpoint  # as large as the run itself
         print_resumed(run, folder.resumed, len(order))
     with folder.kept(run):
-        train(run, order, steps_per_epoch, folder, UnchangedFiles(val_captions))
+        train(run, order, folder, UnchangedFiles(val_captions))
     print_end(run, folder)
 
 
-def train(run, order, steps_per_epoch, folder, unchanged):
+def train(run, order, folder, unchanged):
     """
     Epochs of training, each followed by validation, until their number is reached or scores no longer rise.
 
     :param run: `Run`
     :param order: `BatchOrder` of the training captions
-    :param steps_per_epoch: of the optimizer
     :param folder: `RunFolder`
     :param unchanged: `UnchangedFiles` of the validation data
     """
     config = run.config
     loaders, cached, critic = None, None, None
     while not run.is_over():
-        steps_left = steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
+        steps_left = run.steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
         if cached != run.may_cache(steps_left):
             cached = run.may_cache(steps_left)
             loaders = build_loaders(run, order, cached)
         if distributed.is_first() and folder.log is None:
             run.log = folder.begin(run)
         if run.is_self_critical() and critic is None:
+            run.begin_self_critical()
             critic = SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples)
         order.set_epoch(run.epoch, start=run.batch)
         begun = time.monotonic()
@@ -227,9 +227,10 @@ def train(run, order, steps_per_epoch, folder, unchanged):
                 folder.save(run)
 
         trained = time.monotonic()
-        unchanged.check()
-        with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
-            scores, figure = validate(run, *loaders["VAL"])
+        with folder.saved_if_it_fails(run):
+            unchanged.check()
+            with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
+                scores, figure = validate(run, *loaders["VAL"])
         seconds = {"train_seconds": trained - begun, "val_seconds": time.monotonic() - trained}
         with Postponed():
             finish_epoch(run, folder, {**scores, "learning_rate": run.learning_rate(), **seconds}, figure)
@@ -247,7 +248,7 @@ def train_one_epoch(run, loader, resident, critic, watch):
     :raises UserError: if the loss or gradients are not finite
     """
     config, parameters = run.config, run.trained_parameters()
-    run.train_mode()
+    run.train_mode(with_dropout=critic is None)
     for i, batch in watch.batches():
         run.unfreeze_encoder_in_time()
         window = window_of(i, len(loader), config.accumulate)
@@ -346,6 +347,8 @@ def finish_epoch(run, folder, found, figure):
     print(epoch_line(entry, run.config, is_best))
     if lowered:
         print(f"No better for {run.config.schedule_patience} epochs: the learning rates drop")
+    if warning := reward_warning(run.history, run.config):
+        print(warning)
 
 
 def build_loaders(run, order, cached):

@@ -39,8 +39,8 @@ class CaptionLoss(nn.Module):
         :param decoded: `models.Decoded`
         :param share: of several processes, how much of the batch this one has; the mean of what they return is then
             that of the whole batch
-        :param advantages: (N,), for captions that the model drew itself, how much better than usual each is; None for
-            true captions
+        :param advantages: (N,), for captions that the model drew itself, how much better than usual each is, which is
+            then all that counts: no label smoothing, no doubly stochastic term; None for true captions
         :return: the loss to minimise, and the cross entropy alone (mean of the words, in nats; None for captions that
             the model drew), both 0-d
         """
@@ -52,7 +52,7 @@ class CaptionLoss(nn.Module):
                 cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
         else:
             loss, cross_entropy = share.captions * self.self_critical(decoded, advantages), None
-        if decoded.alphas is not None:
+        if decoded.alphas is not None and advantages is None:  # beside a reward it would be another teacher
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
             loss = loss + share.captions * self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
         if decoded.location_log_probs is not None:

@@ -3,11 +3,10 @@
 FEW_PHOTOS = 100  # fewer of them to validate on give scores that depend on chance
 
 
-def print_header(run, captions, val_captions, steps_per_epoch):
+def print_header(run, captions, val_captions):
     """
     :param run: `Run`
     :param captions, val_captions: `CaptionDataset` of the training and of the validation split
-    :param steps_per_epoch: of the optimizer
     """
     config = run.config
     val_photos = max(1, round(config.val_share * val_captions.num_photos))
@@ -20,7 +19,7 @@ def print_header(run, captions, val_captions, steps_per_epoch):
     )
     print(
         f"Encoder {config.encoder}: {count(run.encoder)}; decoder {config.decoder}: {count(run.decoder)}; "
-        f"{steps_per_epoch:,} steps per epoch, each of {each}"
+        f"{run.steps_per_epoch:,} steps per epoch, each of {each}"
     )
     if val_photos < FEW_PHOTOS:
         print(
@@ -61,6 +60,18 @@ def epoch_line(entry, config, is_best):
     return (
         f"epoch {entry['epoch']}: {learned}val loss {entry['val_loss']:.4f}, {scores} "
         f"(beam {config.val_beam_size}){cut}, learning rate {entry['learning_rate']:.2g}, {seconds}{best}"
+    )
+
+
+def reward_warning(history, config):
+    """:return: a line if rewards have made the model worse than it was without them, else None"""
+    scores = [entry[config.stop_metric] for entry in history if "train_reward" not in entry]
+    if "train_reward" not in history[-1] or not scores or history[-1][config.stop_metric] >= scores[-1]:
+        return None
+    return (
+        f"Warning: {config.stop_metric} is {history[-1][config.stop_metric]:.4f} and was {scores[-1]:.4f} before the "
+        "rewards; if it goes on falling, start them again from the checkpoint before, with a lower --self_critical_lr "
+        f"than {config.self_critical_lr:g}"
     )
 
 

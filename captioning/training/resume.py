@@ -42,6 +42,8 @@ def restore(run, checkpoint):
         if found != expected:
             raise UserError(f"{name}: {found!r} found, but the resumed run has {short(expected)}; repeat its options")
     try:
+        if checkpoint["progress"].get("self_critical_since", 0) and run.config.self_critical_from_epoch is not None:
+            run.schedule = run.schedule_of_rewards()
         moments = check_parts(run, checkpoint)
         for name in ("encoder", "decoder", "loss_function", "schedule", "scaler"):
             getattr(run, name).load_state_dict(checkpoint[name])

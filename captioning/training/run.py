@@ -48,7 +48,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    total_steps: int  # of the optimizer, if nothing stops the run before
+    steps_per_epoch: int  # of the optimizer
+    total_steps: int  # of the optimizer, with true captions, if nothing stops the run before
     log: RunLog = field(default_factory=RunLog)  # where its numbers go; nowhere, before the training begins
 
     # Where it stands
@@ -60,14 +61,20 @@ class Run:
     history: list = field(default_factory=list)  # a dict for each epoch that is done: losses, scores, seconds
     best: dict = field(default_factory=dict)  # the entry of `history` of the best epoch so far; empty before it
     epochs_since_best: int = 0
+    self_critical_since: int = 0  # the step at which rewards began; 0 before
 
     PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
-    PROGRESS = ("step", "epoch", "batch", "epochs_since_best")
+    PROGRESS = ("step", "epoch", "batch", "epochs_since_best", "self_critical_since")
 
-    def train_mode(self):
-        """Let encoder, decoder and loss behave as in training: with dropout, and a moving baseline."""
-        for part in (self.encoder, self.decoder, self.loss_function):
-            part.train()
+    def train_mode(self, with_dropout):
+        """
+        Let the loss keep its moving baseline, and the model behave as it learns.
+
+        :param with_dropout: False under rewards: what is taught must be what drew the captions
+        """
+        self.encoder.train(with_dropout)
+        self.decoder.train(with_dropout)
+        self.loss_function.train()
 
     def trained_parameters(self):
         """:return: list of what the optimizer changes"""
@@ -99,6 +106,24 @@ class Run:
         """:return: whether in the epoch under way the model is taught by its own captions"""
         first = self.config.self_critical_from_epoch
         return first is not None and self.epoch + 1 >= first
+
+    def begin_self_critical(self):
+        """
+        Go over to rewards, once: with a learning rate of their own, which runs through the schedule from its beginning,
+        and without Adam's moments, which are those of another loss.
+        """
+        if self.self_critical_since == 0:
+            self.self_critical_since = max(1, self.step)
+            self.optimizer.state.clear()
+            self.schedule = self.schedule_of_rewards()
+
+    def schedule_of_rewards(self):
+        """:return: `Schedule` of the epochs with rewards, at whose first rates the optimizer stands now"""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] *= config.self_critical_lr / config.decoder_lr
+        steps = (config.epochs - config.self_critical_from_epoch + 1) * self.steps_per_epoch
+        return build_schedule(config, self.optimizer, max(5, steps))  # 5: the least that all schedules take
 
     def unfreeze_encoder_in_time(self):
         """Let the encoder join in, once its step has come."""
@@ -167,6 +192,20 @@ class Run:
         """:return: dict of this process's states of torch's generators: of the CPU, and of its GPU, or None"""
         on_gpu = self.device.type == "cuda"
         return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state(self.device) if on_gpu else None}
+
+
+def build_schedule(config, optimizer, total_steps, warmup_steps=0, cycles=1):
+    """:return: `Schedule` of the config's kind, over so many steps"""
+    return Schedule(
+        config.schedule,
+        optimizer,
+        total_steps,
+        warmup_steps=warmup_steps,
+        step_size=config.schedule_step_size,
+        gamma=config.schedule_gamma,
+        patience=config.schedule_patience,
+        cycles=cycles,
+    )
 
 
 def rank(entry, metric):

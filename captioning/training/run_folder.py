@@ -209,6 +209,16 @@ class RunFolder:
                     self.log.close()
             self.release()
 
+    @contextlib.contextmanager
+    def saved_if_it_fails(self, run):
+        """Within this block, which changes nothing of the run, a failure loses no step."""
+        try:
+            yield
+        except Exception:
+            if run.step > self.saved_step and not is_joined():  # several processes have saved before it
+                self.save(run)
+            raise
+
     def is_due(self):
         """:return: whether it is time for a checkpoint within the epoch"""
         return self.save_minutes > 0 and time.monotonic() - self.saved_time >= 60 * self.save_minutes

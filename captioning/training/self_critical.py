@@ -26,7 +26,11 @@ class SelfCritic:
         :param dataset: image-major `CaptionDataset` of the training split; its references are the judges
         :param samples: captions that are drawn for each photo
         """
-        self.references = [[[*words, "<end>"] for words in photo["captions"]] for photo in dataset.references]
+        # A reference's own <unk> (the tutorial's files have no other words) is some word, not the one that is drawn.
+        self.references = [
+            [[*("" if word == "<unk>" else word for word in words), "<end>"] for words in photo["captions"]]
+            for photo in dataset.references
+        ]
         self.cider = CiderD(self.references)
         self.samples = samples
         self.longest = dataset.captions.shape[1] - 2  # words, without <start> and <end>
@@ -35,6 +39,10 @@ class SelfCritic:
     def draw(self, run, batch):
         """
         Let the model write captions, without dropout, and score them.
+
+        Encoder and decoder are left in eval mode: the gradient has to be that of the very policy that drew. With
+        dropout, the captions would be less likely than they were when drawn, and pushing down those that score low
+        would never make them rarer.
 
         :param run: `Run`
         :param batch: `datasets.Batch` of B photos, perhaps augmented, on the run's device
@@ -45,7 +53,6 @@ class SelfCritic:
         with run.autocast:
             features = run.encoder.features(batch.images).repeat_interleave(self.samples, dim=0)
             drawn = captioner.sample_features(features, self.longest)
-        run.encoder.train(), run.decoder.train()
 
         words = [captioner.sentence(one) + ["<end>"] * one.ended for one in drawn]
         groups = [words[i : i + self.samples] for i in range(0, len(words), self.samples)]

@@ -12,15 +12,14 @@ from captioning.preparation.word_vectors import load_word_vectors
 from captioning.storage.tensors import load_tensors
 from captioning.training.augmentation import Augmentation
 from captioning.training.losses import CaptionLoss
-from captioning.training.run import EncoderDecoder, Run
-from captioning.training.schedules import Schedule
+from captioning.training.run import EncoderDecoder, Run, build_schedule
 from utils import UserError, choose_autocast
 
 MODEL_SETTINGS = ("encoder", "encoder_dim", "decoder", *SETTINGS)  # what says how the model is built
 WORD_ROWS = ("embedding.weight", "fc.weight", "fc.bias")  # the decoder's weights that have a row for each word
 
 
-def start_run(config, captions, data, device, total_steps, resumed=None):
+def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
     """
     Build everything that the config names, at step 0.
 
@@ -28,7 +27,7 @@ def start_run(config, captions, data, device, total_steps, resumed=None):
     :param captions: `CaptionDataset` of the training split
     :param data: dict of split -> what `data_identity.describe_data` says of it
     :param device: torch.device
-    :param total_steps: of the optimizer, if nothing stops the run before
+    :param steps_per_epoch: of the optimizer
     :param resumed: checkpoint whose weights will be loaded into what is built here, see `resume.restore`; or None
     :return: `Run`
     :raises UserError: if a setting, or a file that it names, is of no use
@@ -46,6 +45,7 @@ def start_run(config, captions, data, device, total_steps, resumed=None):
         encoder.backbone.compile()  # in place: the names in checkpoints stay
 
     optimizer = build_optimizer(config, encoder, decoder)
+    total_steps = epochs_of_true_captions(config) * steps_per_epoch  # rewards have a schedule of their own
     encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
     return Run(
         config=config,
@@ -63,19 +63,17 @@ def start_run(config, captions, data, device, total_steps, resumed=None):
             config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight, config.entropy_weight
         ).to(device),
         optimizer=optimizer,
-        schedule=Schedule(
-            config.schedule,
-            optimizer,
-            total_steps,
-            warmup_steps=config.warmup_steps,
-            step_size=config.schedule_step_size,
-            gamma=config.schedule_gamma,
-            patience=config.schedule_patience,
-            cycles=config.schedule_cycles,
-        ),
+        schedule=build_schedule(config, optimizer, total_steps, config.warmup_steps, config.schedule_cycles),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def epochs_of_true_captions(config):
+    """:return: how many epochs go by before the model is taught by its own captions, or until the end"""
+    first = config.self_critical_from_epoch
+    return config.epochs if first in (None, 1) else min(config.epochs, first - 1)
 
 
 def build_model(config, word_map, trained=None):

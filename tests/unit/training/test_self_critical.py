@@ -65,7 +65,7 @@ def test_drawn_captions_take_the_true_ones_place_and_are_compared_with_one_anoth
     drawn, advantages, reward = critic.draw(run, batch)
     assert drawn.image_rows.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len(drawn.captions) == len(drawn.lengths) == len(advantages) == 12
-    assert run.decoder.training
+    assert not run.decoder.training  # what drew is what is taught
     words = {index: word for word, index in WORD_MAP.items()}
     scores = []
     for caption, length, photo in zip(drawn.captions.tolist(), drawn.lengths.tolist(), drawn.image_rows, strict=True):
@@ -92,6 +92,33 @@ def test_a_words_gradient_is_its_captions_advantage():
     log_probs = scores.log_softmax(dim=1)[range(6), targets]
     expected = torch.autograd.grad(-(of_word * log_probs).sum() / 6, scores)[0]
     torch.testing.assert_close(torch.autograd.grad(loss, scores)[0], expected)
+
+
+def test_unk_matches_no_word_not_even_a_references_unk(made_up_run):
+    _, _, dataset = made_up_run
+    dataset.references.append({"captions": [["<unk>"], ["mat", "<unk>"]]})
+    critic = SelfCritic(dataset, samples=2)
+    (alone, with_a, without), references = (["<unk>"], ["mat", "<unk>"], ["mat"]), critic.references[-1]
+    assert critic.cider([alone], references) == [0.0]
+    assert critic.cider([with_a], references)[0] < critic.cider([without], references)[0]
+
+
+def test_what_is_pushed_is_as_likely_as_it_was_when_it_was_drawn(made_up_run, tiny_decoder):
+    run, batch, dataset = made_up_run
+    run.decoder = tiny_decoder(vocab_size=len(WORD_MAP), dropout=0.5, embedding_dropout=0.5)
+    torch.manual_seed(0)
+    drawn, _, _ = SelfCritic(dataset, samples=4).draw(run, batch)
+    logits = [
+        run.decoder(batch.images, drawn.captions, drawn.lengths, drawn.image_rows).logits for _ in range(2)
+    ]  # fmt: skip
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+def test_beside_a_reward_there_is_no_doubly_stochastic_term():
+    logits, targets = torch.randn(3, 7), torch.tensor([1, 2, 3])
+    decoded = Decoded(logits, targets, torch.rand(1, 3, 4), [1, 1, 1], torch.tensor([0]), None)
+    losses = [CaptionLoss(weight)(decoded, advantages=torch.ones(1))[0] for weight in (0.0, 1.0)]
+    assert losses[0] == losses[1]
 
 
 def test_the_reward_rises(made_up_run):
@@ -123,3 +150,34 @@ def test_train_goes_over_to_the_models_own_captions(make_files, tmp_path, monkey
     train.main(config)
     assert [step for name, step in told if name == "train/cross_entropy"] == [3]
     assert [step for name, step in told if name == "train/reward"] == [6]
+
+
+def test_rewards_begin_with_fresh_moments_and_a_rate_of_their_own(make_files, tmp_path, monkeypatch, capsys):
+    make_files("TRAIN", photos=6, side=64)
+    make_files("VAL", photos=2, side=64, seed=1)
+    options = {
+        "data_folder": str(tmp_path), "data_name": "tiny", "run_folder": str(tmp_path / "run"), "batch_size": 2,
+        "encoder": "squeezenet1_1", "encoder_weights": "none", "encoded_image_size": 2, "embed_dim": 4,
+        "decoder_dim": 4, "attention_dim": 4, "val_beam_size": 1, "image_major": True, "device": "cpu",
+        "schedule": "cosine", "decoder_lr": 1e-2, "self_critical_from_epoch": 2, "self_critical_lr": 1e-3,
+    }  # fmt: skip
+    rates, scores = [], iter([0.5, 0.4, 0.6, 0.3])
+    monkeypatch.setattr(
+        train, "validate", lambda *_: ({"val_loss": 1.0, "BLEU-4": next(scores), "val_cut": 0}, None)
+    )  # fmt: skip
+    step = torch.optim.Adam.step
+
+    def watched(self, *arguments):
+        result = step(self, *arguments)
+        group = self.param_groups[0]
+        rates.append((group["lr"], int(self.state[group["params"][0]]["step"])))
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    train.main(train.Config(epochs=3, **options))
+    assert [steps for _, steps in rates] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+    assert rates[0][0] == 1e-2 and rates[2][0] == pytest.approx(0) and rates[3][0] == pytest.approx(1e-3)
+    assert capsys.readouterr().out.count("before the rewards") == 1  # 0.4 is below 0.5, 0.6 is not
+    train.main(train.Config(epochs=4, resume="auto", **options))
+    assert [steps for _, steps in rates[9:]] == [7, 8, 9] and 0 < rates[9][0] < 1e-3
+    assert capsys.readouterr().out.count("before the rewards") == 1
