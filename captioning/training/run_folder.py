@@ -9,8 +9,8 @@ epoch, and TensorBoard's curves lie beside.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
-import os
 import platform
 import shlex
 import signal
@@ -36,6 +36,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
+LOCK = ".lock"  # in the folder; it stays, as the lock goes with the process, not with the file
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
 
 
@@ -53,7 +54,7 @@ class RunFolder:
         self.overwrite = False  # whether what an older run left is to go
         self.curves = {}  # of that checkpoint: TensorBoard's files, and how long they were
         self.saved_step, self.saved_time = 0, time.monotonic()
-        self.held = None  # descriptor of the folder, while it is ours alone
+        self.held = None  # open file whose lock says that the folder is ours
         self.log = None  # `RunLog`, once the training begins
 
     def load(self, resume, overwrite=False):
@@ -107,21 +108,25 @@ class RunFolder:
         """
         if fcntl is None or self.held is not None or not is_first() or not self.path.is_dir():
             return
-        self.held = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise UserError(
-                f"{self.path}: another training is writing there; wait for its end, or choose another --run_folder"
-            ) from None
-        except OSError:  # a file system without locks
-            self.release()
+            held = (self.path / LOCK).open("a")
+        except OSError as error:
+            raise UserError(f"run_folder: {self.path} is not writable ({error.strerror}); choose another") from None
+        try:
+            # Unlike flock's, this lock is not shared with the DataLoader's workers, which outlive a killed run.
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.held = held
+        except OSError as error:
+            held.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else it is a file system without locks
+                raise UserError(
+                    f"{self.path}: another training is writing there; wait for its end, or choose another --run_folder"
+                ) from None
 
     def release(self):
         """Let others have the folder."""
         if self.held is not None:
-            os.close(self.held)
+            self.held.close()
             self.held = None
 
     def begin(self, run):
