@@ -192,12 +192,12 @@ def train_on(device, config):
         restore(run, checkpoint)
         del checkpoint  # as large as the run itself
         print_resumed(run, folder.resumed, len(order))
-    with folder.kept(run):
-        train(run, order, folder, UnchangedFiles(val_captions))
+    with folder.kept(run), metrics.MeteorProcess() as meteor:
+        train(run, order, folder, UnchangedFiles(val_captions), meteor)
     print_end(run, folder)
 
 
-def train(run, order, folder, unchanged):
+def train(run, order, folder, unchanged, meteor):
     """
     Epochs of training, each followed by validation, until their number is reached or scores no longer rise.
 
@@ -205,6 +205,7 @@ def train(run, order, folder, unchanged):
     :param order: `BatchOrder` of the training captions
     :param folder: `RunFolder`
     :param unchanged: `UnchangedFiles` of the validation data
+    :param meteor: `MeteorProcess`, which needs to be started but once
     """
     config = run.config
     loaders, cached, critic = None, None, None
@@ -230,7 +231,7 @@ def train(run, order, folder, unchanged):
         with folder.saved_if_it_fails(run):
             unchanged.check()
             with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
-                scores, figure = validate(run, *loaders["VAL"])
+                scores, figure = validate(run, *loaders["VAL"], meteor)
         seconds = {"train_seconds": trained - begun, "val_seconds": time.monotonic() - trained}
         with Postponed():
             finish_epoch(run, folder, {**scores, "learning_rate": run.learning_rate(), **seconds}, figure)
@@ -283,7 +284,7 @@ def train_one_epoch(run, loader, resident, critic, watch):
 
 
 @torch.no_grad()
-def validate(run, loader, resident):
+def validate(run, loader, resident, meteor):
     """
     Measure the loss on the validation captions, then let the model caption their photos by itself, without true words
     to lean on.
@@ -310,7 +311,7 @@ def validate(run, loader, resident):
     loss, words, cut = (sum(distributed.gather(part)) for part in (loss, words, cut))
     hypotheses, references = distributed.join_shares(hypotheses), distributed.join_shares(references)
     wanted = dict.fromkeys((*metrics.BLEU, config.stop_metric))
-    scores = metrics.score(references, hypotheses, tuple(wanted)) if distributed.is_first() else None
+    scores = metrics.score(references, hypotheses, tuple(wanted), meteor) if distributed.is_first() else None
     found = {"val_loss": loss / words, **distributed.from_first(scores), "val_cut": cut}
     return found, draw_attention(run, captioner, loader.dataset) if distributed.is_first() else None
 

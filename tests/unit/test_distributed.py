@@ -104,9 +104,9 @@ def train_and_listen(config):
     """:return: the captions of each validation"""
     heard, score = [], metrics.score
 
-    def listen(references, hypotheses, names):
+    def listen(references, hypotheses, *rest):
         heard.append((references, hypotheses))
-        return score(references, hypotheses, names)
+        return score(references, hypotheses, *rest)
 
     metrics.score = listen
     try:
