@@ -1,7 +1,9 @@
 """Photos that a user names, found and read: files, folders and patterns in, batches of pixels out."""
 
+import collections
 import glob
 import os
+import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -16,28 +18,57 @@ from utils import UserError
 
 def find_photos(names):
     """
-    Give the photos that the names stand for, sorted, each once.
+    Give the photos that the names stand for, sorted, each once. Files in a folder that are no photos are counted on
+    the error stream.
 
-    :param names: files, folders (of which the photos are taken, without subfolders) and patterns (** for subfolders)
+    :param names: files, folders (of which the photos are taken, without subfolders) and patterns (** for subfolders,
+        but not those that are links: they could lead back)
     :return: list of paths; a file that is named may be missing
     :raises UserError: if a folder or a pattern has no photo
     """
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in photo_formats()}
     paths = set()
     for name in names:
         if Path(name).is_dir():
-            found = {path for path in Path(name).iterdir() if path.suffix.lower() in endings and path.name[0] != "."}
+            found = photos_of_folder(Path(name))
         elif glob.has_magic(name) and not Path(name).exists():
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
-            found = {Path(match) for match in matches if Path(match).is_file()}
+            found = files_of_pattern(name)
         else:
-            found = {Path(name)}
+            found = [Path(name)]
         if not found:
             raise UserError(f"{name}: no photo found there; name a photo, a folder that has some, or a pattern")
-        paths |= found
+        paths.update(found)
     if not paths:
         raise UserError("img: no photos given; name photos, folders or patterns")
     return sorted(paths, key=str)
+
+
+def photos_of_folder(folder):
+    """:return: list of the files in a folder whose names end as those of photos that can be read here"""
+    formats = photo_formats()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in formats}
+    files = [path for path in folder.iterdir() if path.name[0] != "." and not path.is_dir()]
+    others = collections.Counter(path.suffix.lower() or "without ending" for path in files)
+    others = {ending: count for ending, count in others.items() if ending not in endings}
+    if others:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+        print(
+            printable(f"{folder}: {sum(others.values())} files are no photos that can be read here ({kinds})"),
+            file=sys.stderr,
+        )
+    return [path for path in files if path.suffix.lower() in endings]
+
+
+def files_of_pattern(pattern):
+    """:return: list of the files that match a pattern; those whose names begin with a dot only if the pattern does"""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    # Only as a whole part does ** stand for subfolders; within one it is as *.
+    below = [part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[first:]]
+    base = Path(*parts[:first])
+    found = (path for path in base.glob("/".join(below)) if path.is_file())  # follows no links where ** stands
+    if any(part.startswith(".") for part in below):
+        return list(found)
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(base).parts)]
 
 
 def is_single_photo(names, paths):

@@ -1,9 +1,10 @@
 """
 Pretrained word vectors in the text formats of GloVe and word2vec (fastText's .vec is the same), for the embeddings.
 
-A line is a word and its numbers, with blanks between; word2vec writes the number of words and their size above.
+A line is a word and its numbers, with spaces between; word2vec writes the number of words and their size above.
 """
 
+import codecs
 import math
 import re
 
@@ -73,7 +74,7 @@ def read_header(path):
     check_file(path)
     try:
         with open(path, "rb") as file:  # noqa: PTH123  path may be a string
-            head = file.read(1 << 16)
+            head = file.read(1 << 16).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if b"\0" in head:
@@ -97,11 +98,13 @@ def read_lines(path, size, count):
     found = 0
     with open(path, "rb") as file:  # noqa: PTH123
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             line = line.strip(b" \r\n")
             if not line or (number == 1 and count is not None):
                 continue
             found += 1
-            # Counting blanks is all that is done to most lines: splitting them would take ten times as long.
+            # Counting spaces is all that is done to most lines: splitting them would take ten times as long.
             if line.count(b" ") < size:
                 raise UserError(
                     f"{path}, line {number}: {line.count(b' ')} numbers found, {size} expected after the word "

@@ -167,6 +167,10 @@ def test_captions_can_be_said_in_another_models_words_and_references_stay_as_peo
     assert dataset.references == before
 
 
+def test_the_longest_caption_is_what_the_files_have_room_for(make_files):
+    assert CaptionDataset(*make_files().arguments).max_words == 7
+
+
 # What is refused, each with a line that names the file.
 
 
@@ -182,6 +186,12 @@ def test_a_missing_file_is_named(make_files, part):
     path = getattr(made.paths, part)
     path.unlink()
     refused(made, rf"{path.name}: no such file")
+
+
+def test_data_without_a_split_is_not_told_to_be_made_again(make_files):
+    made = make_files("TRAIN")
+    with pytest.raises(UserError, match=r"VAL_IMAGES_tiny\.hdf5: .*so tiny has no photos in VAL; .* --splits drawn"):
+        CaptionDataset(made.folder, made.name, "VAL")
 
 
 @pytest.mark.parametrize("part", ["captions", "lengths", "word_map", "references"])
@@ -312,6 +322,8 @@ def test_a_word_map_without_its_special_words_is_refused(make_files, word):
         (lambda references: [*references[:-1], {"image_id": 3}], "photo 4 does not have"),
         (lambda references: [*references[:-1], references[0] | {"captions": []}], "photo 4 does not have"),
         (lambda references: [*references[:-1], "a dog"], "photo 4 does not have"),
+        (lambda references: [*references[:-1], references[0] | {"captions": [[]]}], "photo 4 does not have"),
+        (lambda references: [*references[:-1], references[0] | {"captions": [["a"], [" "]]}], "photo 4 does not have"),
     ],
 )
 def test_references_of_other_images_are_refused(make_files, change, words):

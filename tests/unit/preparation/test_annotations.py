@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from captioning.preparation.annotations import draw_splits, read_annotations
-from captioning.preparation.tokenizer import tokenize
+from captioning.preparation.annotations import draw_splits, make_ids_unique, read_annotations
 from utils import UserError
 
 
@@ -132,20 +131,79 @@ def test_an_own_table_with_splits_tabs_and_another_order(tmp_path):
     assert (second.file_name, second.split) == ("b.jpg", "VAL")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("A man's T-shirt... (red)!", ["a", "man", "s", "t", "shirt", "red"]),
-        ("  ", []),
-        ("Cafe\u0301 ÜBER naïve", ["café", "über", "naïve"]),
-        ("Собака бежит.", ["собака", "бежит"]),
-        ("कुत्ता दौड़ रहा है।", ["कुत्ता", "दौड़", "रहा", "है"]),
-        ("一只狗, dog", ["一", "只", "狗", "dog"]),
-        ("snake_case 🐶 10,000", ["snake", "case", "10", "000"]),
-    ],
-)
-def test_words_are_letters_and_digits_of_any_script(text, words):
-    assert tokenize(text) == words
+def test_flickr8ks_token_txt_has_no_header_and_numbers_its_captions(tmp_path):
+    text = "b.jpg#0\tA child , in pink .\nb.jpg#1\tOne\na.jpg#0\tA dog\n"
+    first, second = read(write(tmp_path / "Flickr8k.token.txt", text))
+    assert (first.file_name, first.image_id) == ("b.jpg", "b.jpg")
+    assert first.captions == [["a", "child", "in", "pink"], ["one"]]
+    assert (second.file_name, second.captions) == ("a.jpg", [["a", "dog"]])
+
+
+def test_a_caption_number_behind_a_name_is_no_part_of_it(tmp_path):
+    (photo,) = read(write(tmp_path / "a.csv", "image,caption\na.jpg#0,one\na.jpg#1,two\n"))
+    assert (photo.file_name, photo.captions) == ("a.jpg", [["one"], ["two"]])
+
+
+def test_hugging_faces_metadata_as_csv_and_as_jsonl(tmp_path):
+    rows = [{"file_name": "a.jpg", "text": "A dog, running"}, {"file_name": "b.jpg", "text": "A cat"}]
+    table = "file_name,text\n" + "".join(f'{row["file_name"]},"{row["text"]}"\n' for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for path in (write(tmp_path / "metadata.csv", table), write(tmp_path / "metadata.jsonl", lines)):
+        first, second = read(path)
+        assert (first.file_name, first.captions) == ("a.jpg", [["a", "dog", "running"]])
+        assert (second.file_name, second.captions) == ("b.jpg", [["a", "cat"]])
+
+
+def test_a_table_with_a_row_for_each_photo_and_its_captions_in_columns(tmp_path):
+    text = "filename,caption_0,caption_1,caption_2,split\na.jpg,A dog,\"One, two\",,train\n"
+    (photo,) = read(write(tmp_path / "a.csv", text))
+    assert (photo.file_name, photo.split) == ("a.jpg", "TRAIN")
+    assert photo.captions == [["a", "dog"], ["one", "two"], []]
+
+
+def test_blips_lists_give_a_photo_one_caption_an_entry_or_all_in_one(tmp_path):
+    train = [
+        {"image": "val2014/a.jpg", "caption": "A dog.", "image_id": "coco_1"},
+        {"image": "val2014/a.jpg", "caption": "It runs.", "image_id": "coco_1"},
+        {"image": "val2014/b.jpg", "caption": "A cat.", "image_id": "coco_2"},
+    ]
+    first, second = read(write(tmp_path / "coco_karpathy_train.json", train))
+    assert (first.file_name, first.image_id, first.split) == ("val2014/a.jpg", "coco_1", "TRAIN")
+    assert first.captions == [["a", "dog"], ["it", "runs"]]
+    assert second.image_id == "coco_2"
+    val = [{"image": "a.jpg", "caption": ["A dog.", "It runs."]}]
+    (photo,) = read(write(tmp_path / "coco_karpathy_val.json", val))
+    assert (photo.split, photo.captions) == ("VAL", [["a", "dog"], ["it", "runs"]])
+
+
+def test_a_split_that_the_files_name_decided_is_told_and_can_be_undone(tmp_path, capsys):
+    rows = "image,caption\n" + "".join(f"{i}.jpg,a dog\n" for i in range(10))
+    path = write(tmp_path / "my_train.csv", rows)
+    assert {photo.split for photo in read(path)} == {"TRAIN"}
+    told = "my_train.csv: its name says TRAIN, so all of its 10 photos are; undo with --splits drawn\n"
+    assert capsys.readouterr().out == told
+    assert {photo.split for photo in read(path, keep_splits=False)} == {"TRAIN", "VAL", "TEST"}
+    given = write(tmp_path / "a.json", karpathy())
+    assert read(given, keep_splits=False)[0].split == "TRAIN"  # one photo alone is drawn for training
+    assert capsys.readouterr().out == ""
+
+
+def test_ids_that_begin_at_0_in_each_split_are_kept(tmp_path, capsys):
+    paths = []
+    for name, files in (("train", "ab"), ("val", "cd")):
+        images = [{"id": i, "file_name": f"{letter}.jpg"} for i, letter in enumerate(files)]
+        captions = [{"image_id": i, "caption": "a dog"} for i in range(2)]
+        paths.append(write(tmp_path / f"captions_{name}.json", {"images": images, "annotations": captions}))
+    photos = read(*paths)
+    assert [(photo.image_id, photo.split) for photo in photos] == [(0, "TRAIN"), (1, "TRAIN"), (0, "VAL"), (1, "VAL")]
+    make_ids_unique(photos[:2])
+    assert [photo.image_id for photo in photos[:2]] == [0, 1]
+    capsys.readouterr()
+    for photo in photos:
+        photo.split = "TRAIN"
+    make_ids_unique(photos)
+    assert [photo.image_id for photo in photos] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert "TRAIN: several photos have one id" in capsys.readouterr().out
 
 
 HOSTILE_JSON = {
@@ -191,6 +249,14 @@ HOSTILE_JSON = {
     "coco: caption of no photo": (coco() | {"annotations": [{"image_id": 9, "caption": "a"}]}, "no photo has the id 9"),
     "coco: caption is a number": (coco() | {"annotations": [{"image_id": 3, "caption": 1}]}, "'caption' is '1'"),
     "coco: image id is a list": (coco() | {"annotations": [{"image_id": [], "caption": "a"}]}, "'image_id' is"),
+    "list: no photo": ([{"caption": "a"}], "entry 0: has none of image, file_name"),
+    "list: no caption": ([{"image": "a.jpg"}], "entry 0: has none of caption"),
+    "list: caption is a number": ([{"image": "a.jpg", "caption": 3}], "entry 0: 'caption' is '3'"),
+    "list: a number": ([3], "entry 0: has none of image"),
+    "list: two splits": (
+        [{"image": "a.jpg", "caption": "a", "split": split} for split in ("train", "val")],
+        "entry 1: photo 'a.jpg' is in two splits",
+    ),
     "deep": ("[" * 100_000, "not valid JSON"),
 }
 HOSTILE_TABLES = {
@@ -207,6 +273,14 @@ HOSTILE_TABLES = {
     "two splits": ("image,caption,split\na.jpg,a,train\na.jpg,b,val\n", "line 3: photo 'a.jpg' is in two splits"),
     "split on one of two": ("image,caption,split\na.jpg,a,train\nb.jpg,b,\n", "1 photos have no split"),
     "open quotation mark": ('image,caption\na.jpg,"a dog\n', "line 2: unexpected end of data; correct the quotation"),
+    "a quotation mark that swallows rows": (
+        'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three\nd.jpg,"four"\n',
+        "line 3: .*quotation mark",
+    ),
+    "a quotation mark that is closed three rows later": (
+        'image,caption\na.jpg,"one\nb.jpg,two\nc.jpg,three"\nd.jpg,four\n',
+        "line 2: its quotation mark is not closed there, so that the row takes in others, as 'b.jpg,two'",
+    ),
     "a field without end": ("image,caption\na.jpg," + "x" * 200_000, "field larger than field limit"),
 }
 
@@ -225,6 +299,11 @@ def test_a_faulty_table_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(UserError, match=message) as error:
         read(write(tmp_path / "a.csv", content))
     assert "\n" not in str(error.value)
+
+
+def test_a_caption_of_several_lines_in_quotation_marks_is_one_caption(tmp_path):
+    (photo,) = read(write(tmp_path / "a.csv", 'image,caption\na.jpg,"A dog,\nrunning. Fast, too"\n'))
+    assert photo.captions == [["a", "dog", "running", "fast", "too"]]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json"])

@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from captioning.preparation.photos import photo_reader, read_photo
+from captioning.preparation.photos import count_scans, photo_formats, photo_reader, read_photo
 
 
 def scene(width, height):
@@ -96,6 +97,57 @@ def test_a_rotated_photo_comes_out_upright(tmp_path, name, orientation):
 def test_a_damaged_exif_note_does_not_cost_the_photo(tmp_path):
     scene(60, 40).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40, quality=95)
     assert read_photo(tmp_path / "a.jpg", 32).shape == (3, 32, 32)
+
+
+def test_avif_is_read_where_pillow_can(tmp_path):
+    if "AVIF" not in photo_formats():
+        pytest.skip("this Pillow cannot read AVIF")
+    scene(60, 40).save(tmp_path / "a.avif", quality=90)
+    assert np.abs(read_photo(tmp_path / "a.avif", 32).astype(int) - slow_read(tmp_path / "a.avif", 32)).max() <= 1
+
+
+def test_a_photo_of_over_200_megapixels_is_decoded_small_if_it_is_a_jpeg_of_one_scan(tmp_path):
+    photo = Image.new("L", (20_000, 10_000), 90)
+    photo.save(tmp_path / "a.jpg", quality=50)
+    assert (read_photo(tmp_path / "a.jpg", 32) == 90).all()
+    photo.save(tmp_path / "b.jpg", quality=50, progressive=True)
+    with pytest.raises(ValueError, match="has 200 megapixels, at most 89 expected"):
+        read_photo(tmp_path / "b.jpg", 32)
+
+
+def progressive_jpeg(path, repeats):
+    """A JPEG whose last scan comes again and again."""
+    scene(400, 300).save(path, "JPEG", progressive=True)
+    content = path.read_bytes()
+    last = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:-2] + content[last:-2] * repeats + content[-2:])
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(tmp_path):
+    progressive_jpeg(tmp_path / "a.jpg", 0)
+    assert 1 < count_scans(tmp_path / "a.jpg") < 20
+    read_photo(tmp_path / "a.jpg", 32)
+    progressive_jpeg(tmp_path / "b.jpg", 20_000)
+    assert count_scans(tmp_path / "b.jpg") > 20_000
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="is a JPEG of 200.. scans, at most 100 expected"):
+        read_photo(tmp_path / "b.jpg", 32)
+    assert time.monotonic() - start < 10
+
+
+def test_a_preview_and_what_stands_behind_a_jpeg_are_no_scans(tmp_path):
+    scene(60, 40).save(tmp_path / "preview.jpg", progressive=True)
+    preview = (tmp_path / "preview.jpg").read_bytes()
+    scene(300, 200).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + preview)
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + preview * 100)  # a film, in a phone's photo
+    assert count_scans(tmp_path / "a.jpg") == 1
+
+
+def test_a_heic_photo_is_told_to_be_one_whatever_its_name(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with photo_reader(0) as read_photos:
+        [reason] = read_photos([tmp_path / "a.jpg"], 16)
+    assert reason == "is a HEIC photo, which cannot be read here; convert it to JPEG"
 
 
 def make_bad(kind, path):

@@ -170,3 +170,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         load_word_vectors(tmp_path / "nowhere.txt", WORD_MAP)
     with pytest.raises(UserError, match="cannot be read"):
         load_word_vectors(tmp_path, WORD_MAP)
+
+
+@pytest.mark.parametrize("header", ["", "2 2\n"])
+def test_a_byte_order_mark_does_not_cost_the_first_word(tmp_path, header):
+    path = tmp_path / "vectors.txt"
+    path.write_text(f"\ufeff{header}dog 1 2\ncat 3 4\n", encoding="utf-8")
+    vectors, share = load_word_vectors(path, {"<pad>": 0, "dog": 1, "cat": 2})
+    assert share == 1
+    assert vectors[1].tolist() == [1, 2]

@@ -1,0 +1,36 @@
+"""Names, folders and patterns become photos, each once, and what is no photo is told."""
+
+from captioning.preparation.photo_batches import find_photos
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_files_of_a_folder_that_are_no_photos_are_counted_and_told(tmp_path, capsys):
+    touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "notes.txt", "README", ".hidden.jpg", "below/d.jpg")
+    assert find_photos([str(tmp_path)]) == [tmp_path / "a.jpg"]
+    told = f"{tmp_path}: 4 files are no photos that can be read here (2 .heic, 1 .txt, 1 without ending)\n"
+    assert capsys.readouterr().err == told
+    touch(tmp_path / "sound", "a.jpg", "b.png")
+    assert len(find_photos([str(tmp_path / "sound")])) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pattern_over_folders_that_link_to_themselves_gives_each_photo_once(tmp_path):
+    touch(tmp_path, "a.jpg", "below/b.jpg")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "below/up").symlink_to(tmp_path)
+    assert find_photos([f"{tmp_path}/**/*.jpg"]) == [tmp_path / "a.jpg", tmp_path / "below/b.jpg"]
+
+
+def test_patterns_take_what_a_shell_takes(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", ".b.jpg", "below/c.jpg", ".hidden/d.jpg", "below/e.png")
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_photos(["*.jpg"])] == ["a.jpg"]
+    assert [str(path) for path in find_photos(["**/*.jpg"])] == ["a.jpg", "below/c.jpg"]
+    assert [str(path) for path in find_photos(["*/[ce].*"])] == ["below/c.jpg", "below/e.png"]
+    assert [str(path) for path in find_photos(["**.jpg"])] == ["a.jpg"]
+    assert [str(path) for path in find_photos([".*.jpg"])] == [".b.jpg"]
