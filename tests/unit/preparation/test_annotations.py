@@ -155,7 +155,7 @@ def test_hugging_faces_metadata_as_csv_and_as_jsonl(tmp_path):
 
 
 def test_a_table_with_a_row_for_each_photo_and_its_captions_in_columns(tmp_path):
-    text = "filename,caption_0,caption_1,caption_2,split\na.jpg,A dog,\"One, two\",,train\n"
+    text = 'filename,caption_0,caption_1,caption_2,split\na.jpg,A dog,"One, two",,train\n'
     (photo,) = read(write(tmp_path / "a.csv", text))
     assert (photo.file_name, photo.split) == ("a.jpg", "TRAIN")
     assert photo.captions == [["a", "dog"], ["one", "two"], []]

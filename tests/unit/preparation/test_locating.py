@@ -5,9 +5,9 @@ import unicodedata
 import pytest
 
 from captioning.preparation.annotated_photo import AnnotatedPhoto
+from captioning.preparation.json_layouts import coco_names
 from captioning.preparation.left_out import LeftOut
 from captioning.preparation.locating import locate_photos
-from captioning.preparation.json_layouts import coco_names
 from utils import UserError
 
 
@@ -104,8 +104,10 @@ def test_links_that_lead_out_of_the_image_folder_are_told(tmp_path, capsys):
     found, _ = locate(tmp_path / "images", "link/a.jpg", "b.jpg")
     assert found == ["link/a.jpg", "b.jpg"]
     out = capsys.readouterr().out
-    assert out == f"1 photos are outside of {tmp_path / 'images'}, where links lead: link/a.jpg to "\
-                  f"{tmp_path / 'elsewhere'}\n"
+    assert (
+        out == f"1 photos are outside of {tmp_path / 'images'}, where links lead: link/a.jpg to "
+        f"{tmp_path / 'elsewhere'}\n"
+    )
     locate(tmp_path / "images", "inside/b.jpg")
     assert capsys.readouterr().out == ""
 
