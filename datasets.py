@@ -35,14 +35,16 @@ class Batch(NamedTuple):
 
         :param resident: features of the whole split (I, height, width, native_dim) that already are on the device
         """
-        images = self.images if resident is None else resident[self.photos.to(device)]
+        images = self.images if resident is None else resident[self.photos.to(device, non_blocking=True)]
         return self._replace(
             images=images.to(device, non_blocking=True), captions=self.captions.to(device, non_blocking=True)
         )
 
     def pin_memory(self):
         """Called by the DataLoader, so that `to` can copy to a GPU while it computes."""
-        return self._replace(images=self.images.pin_memory(), captions=self.captions.pin_memory())
+        return self._replace(
+            images=self.images.pin_memory(), captions=self.captions.pin_memory(), photos=self.photos.pin_memory()
+        )
 
 
 class CaptionDataset(Dataset):

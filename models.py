@@ -202,8 +202,7 @@ class CaptionDecoder(nn.Module):
 
     def forward(self, features, encoded_captions, caption_lengths, image_rows=None, teacher_forcing=1.0):
         """
-        Predict each word of the captions from the true words before it. They are sorted by length: at each timestep
-        those that still run are the batch's first rows.
+        Predict each word of the captions from the true words before it. Sorted by length, those still running are first.
 
         :param features: (B, height, width, encoder_dim)
         :param encoded_captions: (N, max_length), ids: <start> ... <end>, then <pad>
@@ -225,7 +224,9 @@ class CaptionDecoder(nn.Module):
             words = encoded_captions[:n, t]  # (n,)
             if t > 0 and teacher_forcing < 1:
                 words = self.mix_words(words, outputs[-1][:n], teacher_forcing)  # (n,)
-            output, alpha, state = self.step(words, select_rows(state, slice(n)))
+            if t > 0 and n < batch_sizes[t - 1]:
+                state = select_rows(state, slice(n))
+            output, alpha, state = self.step(words, state)
             outputs.append(output)  # (n, output_dim)
             alphas.append(alpha)  # (n, P) or None
             location_log_probs.append(getattr(state, "location_log_prob", None))  # (n,) or None
@@ -272,13 +273,13 @@ class StackedLSTM(nn.ModuleList):
         super().__init__(nn.LSTMCell(size, decoder_dim) for size in inputs)
 
     def forward(self, x, h, c):
-        """:return: the new h and c (N, layers, decoder_dim), after the lowest has read x (N, input_dim)"""
+        """:return: the top one's h (N, decoder_dim), after the lowest has read x; all h and c (N, layers, decoder_dim)"""
         hidden, memory = [], []
-        for layer, lstm in enumerate(self):
-            x, of_layer = lstm(x, (h[:, layer], c[:, layer]))  # (N, decoder_dim) each
+        for lstm, own_h, own_c in zip(self, h.unbind(dim=1), c.unbind(dim=1), strict=True):
+            x, own_c = lstm(x, (own_h, own_c))  # (N, decoder_dim) each
             hidden.append(x)
-            memory.append(of_layer)
-        return torch.stack(hidden, dim=1), torch.stack(memory, dim=1)  # (N, layers, decoder_dim) each
+            memory.append(own_c)
+        return x, torch.stack(hidden, dim=1), torch.stack(memory, dim=1)
 
 
 class AttentionState(NamedTuple):
@@ -342,8 +343,7 @@ class DecoderWithAttention(CaptionDecoder):
             context = torch.sigmoid(self.f_beta(last)) * context  # (N, encoder_dim)
 
         embedded = self.embed(words)  # (N, embed_dim)
-        h, c = self.decode_step(torch.cat([embedded, context], dim=1), state.h, state.c)
-        output = h[:, -1]  # (N, decoder_dim)
+        output, h, c = self.decode_step(torch.cat([embedded, context], dim=1), state.h, state.c)
         if self.deep_output:
             output = embedded + self.output_h(output) + self.output_z(context)  # (N, embed_dim)
         return output, alpha, state._replace(h=h, c=c)

@@ -71,8 +71,7 @@ class SpatialAttention(CaptionDecoder):
         :return: output (N, decoder_dim), alpha (N, P), the new state; after the words (N,)
         """
         x = torch.cat([self.embed(words), state.image], dim=1)  # (N, embed_dim + decoder_dim)
-        h, c = self.decode_step(x, state.h, state.c)  # (N, layers, decoder_dim) each
-        hidden = h[:, -1]  # (N, decoder_dim)
+        hidden, h, c = self.decode_step(x, state.h, state.c)  # (N, decoder_dim), (N, layers, decoder_dim) each
         alpha = self.attention(state.keys, hidden)  # (N, P), equations 6 and 7
         context = (alpha.unsqueeze(1) @ state.grid).squeeze(1)  # (N, decoder_dim), equation 8
         return context + hidden, alpha, state._replace(h=h, c=c)
@@ -104,8 +103,7 @@ class AdaptiveAttention(SpatialAttention):
         :return: output (N, decoder_dim), alpha (N, P) which sums to 1 - beta, the new state; after the words (N,)
         """
         x = torch.cat([self.embed(words), state.image], dim=1)  # (N, embed_dim + decoder_dim)
-        h, c = self.decode_step(x, state.h, state.c)  # (N, layers, decoder_dim) each
-        hidden = h[:, -1]  # (N, decoder_dim)
+        hidden, h, c = self.decode_step(x, state.h, state.c)  # (N, decoder_dim), (N, layers, decoder_dim) each
 
         gate = torch.sigmoid(self.sentinel_gate(torch.cat([x, state.h[:, -1]], dim=1)))  # equation 9
         sentinel = gate * torch.tanh(c[:, -1])  # (N, decoder_dim), equation 10

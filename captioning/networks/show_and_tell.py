@@ -49,7 +49,7 @@ class ShowAndTell(CaptionDecoder):
         features = features.to(autocast_dtype(self.fc.weight))
         image = self.embed_image(mean_features(features, self.encoded_image_size))  # (N, embed_dim)
         nothing = self.fc.weight.new_zeros(len(features), self.layers, self.decoder_dim)
-        h, c = self.decode_step(image, nothing, nothing)  # (N, layers, decoder_dim) each
+        _, h, c = self.decode_step(image, nothing, nothing)  # (N, layers, decoder_dim) each
         return LstmState(self.state_dropout(h), self.state_dropout(c))
 
     def step(self, words, state):
@@ -58,5 +58,5 @@ class ShowAndTell(CaptionDecoder):
 
         :return: output (N, decoder_dim), None for alpha, the new state; after the words (N,)
         """
-        h, c = self.decode_step(self.embed(words), *state)  # (N, layers, decoder_dim) each
-        return h[:, -1], None, LstmState(h, c)
+        output, h, c = self.decode_step(self.embed(words), *state)
+        return output, None, LstmState(h, c)
