@@ -202,7 +202,7 @@ class CaptionDecoder(nn.Module):
 
     def forward(self, features, encoded_captions, caption_lengths, image_rows=None, teacher_forcing=1.0):
         """
-        Predict each word of the captions from the true words before it. Sorted by length, those still running are first.
+        Predict each word of the captions from the true words before it. Sorted by length: the running ones come first.
 
         :param features: (B, height, width, encoder_dim)
         :param encoded_captions: (N, max_length), ids: <start> ... <end>, then <pad>
