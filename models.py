@@ -273,7 +273,7 @@ class StackedLSTM(nn.ModuleList):
         super().__init__(nn.LSTMCell(size, decoder_dim) for size in inputs)
 
     def forward(self, x, h, c):
-        """:return: the top one's h (N, decoder_dim), after the lowest has read x; all h and c (N, layers, decoder_dim)"""
+        """:return: the top h (N, decoder_dim), after the lowest has read x; all h and c (N, layers, decoder_dim)"""
         hidden, memory = [], []
         for lstm, own_h, own_c in zip(self, h.unbind(dim=1), c.unbind(dim=1), strict=True):
             x, own_c = lstm(x, (own_h, own_c))  # (N, decoder_dim) each
