@@ -20,6 +20,7 @@ from PIL import Image
 import create_input_files
 from captioning.command_line import parse_args
 from captioning.preparation import input_files
+from captioning.storage.folder_lock import sole_writer
 from create_input_files import Config, main
 from utils import UserError
 
@@ -372,3 +373,70 @@ def test_several_annotation_files_can_be_given_on_the_command_line():
     parsed = parse_args(Config, ["--dataset", "coco", "--annotations", "a.json", "b.json", "--max_len", "20"])
     assert parsed.annotations == ("a.json", "b.json")
     assert parsed.max_len == 20
+
+
+def test_an_empty_validation_split_is_refused_at_once_with_the_way_out(tmp_path):
+    make_dataset(tmp_path, "TTTTTXXX")
+    message = r"no photos to choose the best epoch by \(5 in TRAIN, 0 in VAL, 3 in TEST\), .* with --splits drawn"
+    with pytest.raises(UserError, match=message):
+        main(config(tmp_path))
+    assert not list((tmp_path / "out").iterdir())
+    main(config(tmp_path, splits="drawn"))
+    assert [len(load(tmp_path, f"{split}_REFERENCES")) for split in ("TRAIN", "VAL", "TEST")] == [6, 1, 1]
+
+
+def test_splits_are_drawn_from_the_photos_that_have_a_caption(tmp_path):
+    make_dataset(tmp_path)
+    names = [f"{i}.png,{'a dog runs' if i >= 9 else ''}\n" for i in range(12)]
+    (tmp_path / "own.csv").write_text("image,caption\n" + "".join(names))
+    main(config(tmp_path, annotations=(str(tmp_path / "own.csv"),), min_word_freq=0))
+    counts = [len(load(tmp_path, f"{split}_REFERENCES", min_word_freq=0)) for split in ("TRAIN", "VAL", "TEST")]
+    assert counts == [1, 1, 1]
+
+
+def test_many_unknown_words_are_one_line_with_the_frequency_that_would_help(tmp_path, capsys):
+    rare = {"sentences": [{"tokens": ["dog", "dog", "runs", "far", "away"]}]}
+    make_dataset(tmp_path, "TTV", _0=rare, _1=rare)
+    main(config(tmp_path, min_word_freq=2))
+    assert "60% of the training words became <unk>; with --min_word_freq 1 at most 10% would" in capsys.readouterr().out
+    main(config(tmp_path, min_word_freq=1))
+    assert "became <unk>" not in capsys.readouterr().out
+
+
+def test_captions_without_spaces_between_words_are_told_to_be_split_into_characters(tmp_path, capsys):
+    make_dataset(tmp_path)
+    (tmp_path / "own.csv").write_text("image,caption\n" + "".join(f"{i}.png,หมาวิ่ง\n" for i in range(12)))
+    main(config(tmp_path, annotations=(str(tmp_path / "own.csv"),)))
+    assert "each character counts as a word" in capsys.readouterr().out
+    assert "วิ่" in load(tmp_path, "WORDMAP")
+
+
+def test_a_photo_that_is_found_elsewhere_has_the_name_that_leads_there(tmp_path):
+    make_dataset(tmp_path, _0={"filename": "0.PNG", "filepath": "val2014"})
+    main(config(tmp_path))
+    assert load(tmp_path, "TRAIN_REFERENCES")[0]["file_name"] == "0.png"
+
+
+def test_two_runs_at_once_in_one_folder_do_not_mix_their_files(tmp_path):
+    make_dataset(tmp_path)
+    main(config(tmp_path))
+    before = contents(tmp_path / "out")
+    with sole_writer(tmp_path / "out", "output_folder"):
+        options = {**vars(config(tmp_path, seed=1)), "annotations": tmp_path / "dataset.json"}
+        options = [f"--{name}={value}" for name, value in options.items() if value is not None]
+        script = [sys.executable, create_input_files.__file__, *options]
+        result = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: output_folder: another run is writing to {tmp_path / 'out'}; wait until it has ended, or give another "
+        "folder\n"
+    )
+    assert contents(tmp_path / "out") == before
+    main(config(tmp_path, seed=1))
+
+
+def test_neither_the_script_nor_its_workers_wait_for_torch():
+    code = "import sys, create_input_files; print('torch' in sys.modules)"
+    folder = Path(create_input_files.__file__).parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.stdout.strip() == "False"
