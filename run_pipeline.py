@@ -1,8 +1,10 @@
 """
 The four steps in a row: preprocess, train, evaluate, caption a photo. By default on the built-in dataset, with a small
-network that learns it from nothing in a few minutes on two cores; `make demo` runs this.
+network that learns it from nothing in a few minutes on two cores; `make demo` runs this. With your own photos:
 
-Each step is a command that you could type yourself: they are printed as they run.
+    python run_pipeline.py --dataset holiday --annotations captions.csv --image_folder photos
+
+Each step is a command that you could type yourself: they are printed as they run. Run again, it goes on where it ended.
 """
 
 import shlex
@@ -12,45 +14,92 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.command_line import check_fields, run_script
+from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json
 from utils import CountOrZero, UserError
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
-DEMO = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3 --decoder_lr 2e-3
-    --encoded_image_size 8 --embed_dim 128 --decoder_dim 256 --attention_dim 128 --dropout 0.1
+SHAPES_RECIPE = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3
+    --decoder_lr 2e-3 --encoded_image_size 8 --embed_dim 128 --decoder_dim 256 --attention_dim 128 --dropout 0.1
     --doubly_stochastic_weight 0 --image_major --batch_size 16 --epochs 8 --schedule cosine --val_beam_size 1"""
+# An encoder whose ImageNet weights come with pip, so that own photos need no download either.
+PHOTOS_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --image_major --batch_size 13 --decoder_lr 1e-3
+    --schedule cosine --label_smoothing 0.1 --embedding_dropout 0.2 --epochs 12"""
+# Few photos make few steps an epoch, and scores of a handful of captions that jump: small batches, many epochs, and no
+# end before the last of them.
+LITTLE_DATA_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --image_major --batch_size 4
+    --embed_dim 256 --decoder_dim 256 --attention_dim 256 --decoder_lr 1e-3 --schedule cosine --epochs 60
+    --stop_patience 60"""
+LITTLE_DATA = 1000  # photos
 
 
 @dataclass
 class Config:
     dataset: str = "shapes"  # name for the files; shapes is drawn on the spot
-    annotations: str | None = None  # captions of your own data, as for create_input_files.py
+    annotations: tuple[str, ...] | str | None = None  # captions of your own data, as for create_input_files.py
     image_folder: str | None = None  # its photos; default images/ beside the annotations
-    min_word_freq: CountOrZero = 5  # words that come this often or less in training captions become <unk>
+    min_word_freq: CountOrZero | None = None  # words as rare as this become <unk>; default 5, or 1 for few photos
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
-    train_options: str | None = None  # for train.py, as --train_options="--epochs 5"; default a quick recipe for shapes
+    train_options: str | None = None  # added to the recipe, as --train_options="--epochs 5"
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
 
 
 def main(config):
     check_fields(config)
+    train_options = split_options(config.train_options)
     folder, run_folder = f"data/{config.dataset}", config.run_folder or f"runs/{config.dataset}"
-    data_name = f"{config.dataset}_5_cap_per_img_{config.min_word_freq}_min_word_freq"
-    train_options = config.train_options
-    if train_options is None:
-        train_options = DEMO if config.annotations is None else ""
-    annotations = config.annotations or f"{folder}/dataset_shapes.json"
-    image_folder = config.image_folder or str(Path(annotations).parent / "images")
+    annotations = config.annotations or ()
+    if isinstance(annotations, str):
+        annotations = (annotations,)
 
-    create = ["--dataset", config.dataset, "--output_folder", folder, "--min_word_freq", str(config.min_word_freq)]
-    if config.annotations:
-        create += ["--annotations", config.annotations, "--image_folder", image_folder]
+    create_options, recipe = choose_recipe(annotations)
+    min_word_freq = create_options["min_word_freq"] if config.min_word_freq is None else config.min_word_freq
+    create = ["--dataset", config.dataset, "--output_folder", folder, "--min_word_freq", str(min_word_freq)]
+    image_folder = f"{folder}/images"
+    if annotations:
+        image_folder = config.image_folder or str(Path(annotations[0]).parent / "images")
+        create += ["--annotations", *annotations, "--image_folder", image_folder]
+        create += ["--val_share", str(create_options["val_share"])]
+
+    data_name = f"{config.dataset}_5_cap_per_img_{min_word_freq}_min_word_freq"
+    data = ["--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder, "--resume", "auto"]
+    best = f"{run_folder}/best.pth"
     run("create_input_files.py", *create)
-    run("train.py", "--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder,
-        *shlex.split(train_options))  # fmt: skip
-    run("eval.py", "--checkpoint", f"{run_folder}/best.pth")
+    run("train.py", *data, *shlex.split(recipe), *train_options)
+    run("eval.py", "--checkpoint", best)
     img = config.img or first_photo(folder, data_name, image_folder)
-    run("caption.py", "--img", img, "--model", f"{run_folder}/best.pth", "--figure", f"{run_folder}/attention.png")
+    run("caption.py", "--img", img, "--model", best, "--figure", f"{run_folder}/attention.png")
+
+
+def split_options(text):
+    """
+    :return: list of command line words
+    :raises UserError: if a quotation mark is not closed
+    """
+    try:
+        return shlex.split(text or "")
+    except ValueError as error:
+        raise UserError(f"train_options: {text[:80]!r} cannot be split into words ({error}); correct it") from None
+
+
+def choose_recipe(annotations):
+    """
+    Choose settings that suit the data, and print which ones.
+
+    :param annotations: paths of annotation files; empty for the built-in dataset
+    :return: dict of options of create_input_files.py, and a text of options of train.py
+    """
+    if not annotations:
+        name, create_options, recipe = "the built-in dataset", {"min_word_freq": 5, "val_share": 0.1}, SHAPES_RECIPE
+    else:
+        num_photos = len(read_annotations(annotations, keep_splits=False))
+        name = f"{num_photos} photos"
+        create_options, recipe = {"min_word_freq": 5, "val_share": 0.1}, PHOTOS_RECIPE
+        if num_photos < LITTLE_DATA:
+            create_options, recipe = {"min_word_freq": 1, "val_share": 0.2}, LITTLE_DATA_RECIPE
+    print(f"Recipe for {name}: {' '.join(recipe.split())}")
+    print('Change it with --train_options="--name value ...", which is added to it')
+    return create_options, recipe
 
 
 def run(script, *arguments):

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import run_pipeline
 from captioning.preparation.shapes import create_shapes
+from utils import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -117,3 +120,77 @@ def test_help_says_what_every_hyperparameter_means(folder):
     for name in ("--encoder", "--decoder-lr".replace("-lr", "_lr"), "--doubly_stochastic_weight", "--stop_patience"):
         assert name in printed
     assert "learning rate of the decoder" in printed
+
+
+# Which commands the pipeline runs. Preprocessing is real, the steps after it are only written down.
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """A function that runs the pipeline in an empty folder with these options; it gives a list of words a command."""
+    monkeypatch.chdir(tmp_path)
+    really_run = run_pipeline.run
+
+    def run_with(**options):
+        made = []
+
+        def note(script, *arguments):
+            made.append([script, *arguments])
+            if script == "create_input_files.py":
+                really_run(script, *arguments)
+
+        monkeypatch.setattr(run_pipeline, "run", note)
+        run_pipeline.main(run_pipeline.Config(dataset="own", **options))
+        return made
+
+    return run_with
+
+
+def value(command, option):
+    """:return: the value that counts: the last that is given"""
+    return command[len(command) - 1 - command[::-1].index(option) + 1]
+
+
+def draw_photos(folder, names):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * i, 90, 40)).save(folder / name)
+
+
+def test_karpathys_coco_with_all_photos_in_one_folder_reaches_its_last_step(tmp_path, commands):
+    draw_photos(tmp_path / "images", [f"{i}.jpg" for i in range(6)])
+    sentences = [{"raw": "a dog"}] * 5
+    photos = [
+        {"filename": f"{i}.jpg", "filepath": "val2014", "cocoid": i, "split": split, "sentences": sentences}
+        for i, split in enumerate(["train", "train", "restval", "train", "val", "test"])
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": photos}))
+    caption = commands(annotations="dataset_coco.json")[-1]
+    assert value(caption, "--img") == "images/5.jpg"
+
+
+def test_cocos_two_files_are_one_dataset(tmp_path, commands):
+    for split, ids in (("train2017", range(4)), ("val2017", range(4, 6))):
+        draw_photos(tmp_path / "images" / split, [f"{i}.jpg" for i in ids])
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.jpg"} for i in ids],
+            "annotations": [{"image_id": i, "caption": "A dog runs."} for i in ids],
+        }
+        (tmp_path / f"captions_{split}.json").write_text(json.dumps(content))
+    made = commands(annotations=("captions_train2017.json", "captions_val2017.json"))
+    assert value(made[-1], "--img") == "images/val2017/4.jpg"
+
+
+def test_train_options_are_added_to_the_recipe_which_is_printed(tmp_path, commands, capsys):
+    draw_photos(tmp_path / "images", [f"{i}.jpg" for i in range(6)])
+    (tmp_path / "a.csv").write_text("image,caption\n" + "".join(f"{i}.jpg,a dog runs\n" for i in range(6)) * 2)
+    create, train, *_ = commands(annotations="a.csv", train_options="--epochs 5 --val_beam_size '1'")
+    assert (value(train, "--epochs"), value(train, "--val_beam_size")) == ("5", "1")
+    assert value(train, "--encoder") == "efficientnet_lite2"  # its weights need no download
+    assert value(create, "--min_word_freq") == "1" and value(create, "--val_share") == "0.2"
+    assert "Recipe for 6 photos: --encoder efficientnet_lite2" in capsys.readouterr().out
+
+
+def test_an_open_quotation_mark_in_train_options_is_one_line(commands):
+    with pytest.raises(UserError, match="train_options: .* cannot be split into words"):
+        commands(train_options="--epochs '5")
