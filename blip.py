@@ -267,7 +267,7 @@ def train_one_epoch(run, loader, folder, stop):
 def validate(run, loader):
     """:return: the config's `stop_metric` of captions that the model wrote by itself; scores go to TensorBoard"""
     with run.autocast:
-        hypotheses, references = run.blip.caption_split(loader, run.config.val_beam_size)
+        hypotheses, references, _ = run.blip.caption_split(loader, run.config.val_beam_size)
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted))
     for metric, value in scores.items():

@@ -1,13 +1,15 @@
 """
-Caption photos: `python caption.py --img photo.jpg` prints the sentence and draws where the model looked for each word.
+Caption photos: `python caption.py photo.jpg` prints the sentence and draws where the model looked for each word.
 The figure opens in a window; without a display it is written to a file.
 
 Name several photos, a folder, or a pattern in quotes ('holiday/**/*.jpg'), and each photo gets a line. `--output` keeps
 the captions, and its ending says how: .csv (image, caption), .json (everything), .html (a page with attention). Photos
 that cannot be read are named and skipped. `--sample` draws words by chance instead of searching for the likeliest
-caption; several checkpoints after `--model` decide together, as an ensemble.
+caption; several checkpoints after `--model` decide together, as an ensemble. A run's folder stands for its best
+checkpoint: `python caption.py photo.jpg runs/soft`.
 """
 
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -31,8 +33,9 @@ from utils import (
 @dataclass
 class Config:
     img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
-    model: tuple[str, ...] = ()  # checkpoints of train.py, several for an ensemble; default the newest runs/*/best.pth
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest of runs/
     output: str | None = None  # also write the captions here: .csv, .json or .html
+    word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
     normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
@@ -43,12 +46,13 @@ class Config:
     seed: Seed | None = None  # draw the same again (for the same photos and batch_size); default another draw each time
     temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
     min_length: LengthOrZero = 0  # shortest caption, in words
-    max_length: CaptionLength = 50  # longest caption, in words
+    max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
     alphas: bool = False  # put where the model looked into the .json file
     dont_smooth: bool = False  # draw each location of the attention figure as a square
     figure: str | None = None  # write the attention figure here; default a window, or outputs/ without a display
+    overwrite: bool = False  # replace the files of --output and --figure if they are there already
     batch_size: Count = 32  # photos that are captioned at once
     workers: Workers | None = None  # processes that read photos; 0: this one alone; default one per core
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
@@ -69,25 +73,35 @@ from captioning.display.caption_tables import (
     write_captions,
 )
 from captioning.inference.captioner import load_captioner
+from captioning.inference.model_files import describe_model, find_checkpoint, is_model
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
+from captioning.storage.files import check_not_an_input
 
 
 def main(config):
     check_fields(config)
-    paths = find_photos(config.img)
-    single = is_single_photo(config.img, paths)
+    names = [name for name in config.img if not is_model(name)]
+    models = [name for name in config.img if is_model(name)] + list(config.model)
+    paths = find_photos(names)
+    single = is_single_photo(names, paths)
     drawn = single and (config.figure is not None or config.output is None)
     suffix = Path(config.output or "").suffix.lower()
     check_config(config, suffix, drawn)
+    for name, written in (("output", config.output), ("figure", config.figure)):
+        check_not_an_input(name, written, [*paths, *models, config.word_map])
+        if written and Path(written).exists() and not config.overwrite:
+            raise UserError(f"{name}: {written} is there already; name another file, or add --overwrite")
 
     device = choose_device(config.device)
-    captioner, checkpoint, model = load_captioner(config.model, device)
-    models = [str(path) for path in config.model or (model,)]
+    captioner, checkpoint, model = load_captioner(models, device, config.word_map)
+    models = models or [str(model)]
+    described = f" ({describe_model(checkpoint)})" if len(models) == 1 else ""
+    print(f"Model: {' + '.join(models)}{described}", file=sys.stderr)
     keep_alphas = drawn or config.alphas or suffix in PAGES
     photos = caption_photos(captioner, paths, checkpoint["image_size"], config, keep_alphas)
     # A photo is read, captioned and shown when the last line asks for it.
     photos = print_captions(photos, single, drawn, config.figure, not config.dont_smooth)
-    name = " + ".join(Path(path).parent.name for path in models)
+    name = " + ".join(find_checkpoint(path).parent.name for path in models)
     write_captions(photos, config.output, name, models, asdict(config), config.alphas)
 
 
@@ -97,14 +111,14 @@ def check_config(config, suffix, drawn):
     of_search = ", ".join(sorted(given & {"beam_size", "normalisation", "reward", "n_best"}))
     of_sampling = ", ".join(sorted(given & {"top_k", "top_p", "seed"}))
     check_output(config.output)
-    for wrong, message in (  # what decoding.py checks is left to it
+    for wrong, message in (  # what search.py checks is left to it
         (config.sample and of_search, f"{of_search}: found with --sample, but for beam search; leave one of them out"),
         (not config.sample and of_sampling, f"{of_sampling}: found without --sample; add it"),
         ((config.normalisation == "reward") != ("reward" in given),
          "reward: goes with --normalisation reward, and that with it; give both or none"),
         (config.n_best > config.beam_size,
          f"n_best: {config.n_best} found, at most beam_size ({config.beam_size}) expected"),
-        (config.min_length > config.max_length,
+        (config.max_length is not None and config.min_length > config.max_length,
          f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected"),
         (config.n_best > 1 and suffix in (".csv", *PAGES),
          f"n_best: {config.n_best} found, but a {suffix} file has one caption per photo; write a .json file"),
@@ -124,15 +138,21 @@ def caption_photos(captioner, paths, size, config, keep_alphas):
     :raises UserError: if no photo can be read
     """
     generator = None if config.seed is None else torch.Generator(captioner.device).manual_seed(config.seed)
+    captioned, cut_off = 0, 0
     for batch in read_batches(paths, size, config.batch_size, config.workers):
         images = torch.from_numpy(np.stack([image for _, image in batch]))  # (N, 3, S, S)
         found = decode(captioner, images, config, generator, keep_alphas)
         for (path, image), hypotheses in zip(batch, found, strict=True):
             captions = [caption_row(captioner.sentence(h), h.log_prob, h.score, h.ended) for h in hypotheses]
+            captioned += 1
+            cut_off += not hypotheses[0].ended
             alphas = hypotheses[0].alphas
             if alphas is not None:  # without <end>; a caption of no words looked nowhere
                 alphas = alphas[: len(captions[0]["words"])].numpy() if captions[0]["words"] else None
             yield CaptionedPhoto(path, image, captions, alphas)
+    if cut_off:
+        longest = config.max_length or captioner.max_length
+        print(f"{cut_off} of {captioned} captions cut off after {longest} words (--max_length)", file=sys.stderr)
 
 
 def decode(captioner, images, config, generator, keep_alphas):

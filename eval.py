@@ -1,12 +1,14 @@
 """
 Score a trained model: `python eval.py` prints a table of BLEU, METEOR, ROUGE-L and CIDEr for each beam size.
 
-Without arguments it takes the newest best checkpoint of runs/ and the data it was trained with. Several checkpoints
-are scored as one model, an ensemble. The files that it writes are listed in `main`.
+Without arguments it takes the newest best checkpoint of runs/ and the data it was trained with; `python eval.py
+runs/soft` takes that run's. Several checkpoints are scored as one model, an ensemble. The files that it writes are
+listed in `main`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from captioning.command_line import check_command_line, check_fields, run_script
 from utils import (
@@ -25,16 +27,18 @@ from utils import (
 
 @dataclass
 class Config:
-    checkpoint: tuple[str, ...] = ()  # of train.py, several for an ensemble; default the newest runs/*/best.pth
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest of runs/
+    word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     split: tuple[Split, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
     beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
     normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
     temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
     min_length: LengthOrZero = 0  # shortest caption, in words
-    max_length: CaptionLength = 50  # longest caption, in words
+    max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule
     no_unk: bool = False  # never write <unk>
+    tokenizer: Literal["ours", "ptb"] = "ours"  # for the scores: words as they are, or anew as coco-caption does (Java)
     calibrate: bool = False  # find the softmax temperature that fits VAL best, and show how far confidence is right
     pointing: bool = False  # built-in dataset: how often attention's strongest location lies in the named object's box
     data_folder: str | None = None  # of the data to score on; default the data of the training
@@ -52,22 +56,25 @@ if __name__ == "__main__":
 from captioning.display.charts import reliability_diagram
 from captioning.display.figure_files import save_figure
 from captioning.evaluation.calibration import collect_outputs, fit_temperature, measure
-from captioning.evaluation.pointing_game import pointing_game
+from captioning.evaluation.pointing_game import check_boxes, pointing_game
 from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
 from captioning.features import build_loader
-from captioning.inference.captioner import check_photos, load_captioner, locate_data
+from captioning.inference.captioner import load_captioner
+from captioning.inference.model_files import check_photos, describe_model, locate_data
 from captioning.storage.files import save_json
+from datasets import CaptionDataset
 
 
 def main(config):
     check_config(config)
-    captioner, checkpoint, path = load_captioner(config.checkpoint, choose_device(config.device))
+    captioner, checkpoint, path = load_captioner(config.model, choose_device(config.device), config.word_map)
     data_folder, data_name = locate_data(config, checkpoint)
     output_folder = Path(config.output_folder or path.parent)
-    if len(config.checkpoint) > 1:
-        print(f"ensemble of {', '.join(config.checkpoint)}")
+    if len(config.model) > 1:
+        print(f"Model: ensemble of {', '.join(config.model)}")
     else:
-        print(f"{path}: {checkpoint['config']['decoder']} decoder, {checkpoint['progress'].get('epoch', 0)} epochs")
+        print(f"Model: {path} ({describe_model(checkpoint)})")
+    splits = [name.upper() for name in config.split] or default_split(data_folder, data_name)
 
     def open_split(split):
         """:return: loader, and the split's features if they are on the GPU"""
@@ -79,19 +86,24 @@ def main(config):
         loader.dataset.use_words(captioner.word_map)
         return loader, resident
 
+    check_data(config, data_folder, data_name, splits)
     options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
     options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
     known = training_captions(data_folder / f"TRAIN_REFERENCES_{data_name}.json")
     scores, statistics = {}, {}
-    for split in [name.upper() for name in config.split] or default_split(data_folder, data_name):
+    for split in splits:
         loader, resident = open_split(split)
+        max_length = config.max_length
+        if max_length is None and "max_length" not in checkpoint:  # a file from before checkpoints said it
+            max_length = int(loader.dataset.lengths.max()) - 2  # they count <start> and <end>
         scores[split], statistics[split] = score_split(
-            captioner, split, loader, resident, known, config.beam_sizes, config.max_length, output_folder, **options
-        )
+            captioner, split, loader, resident, known, config.beam_sizes, max_length, output_folder,
+            tokenizer=config.tokenizer, **options,
+        )  # fmt: skip
         print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
         save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
         if config.pointing:
-            print(pointing_game(captioner, loader, resident, config.beam_sizes[-1], config.max_length, **options))
+            print(pointing_game(captioner, loader, resident, config.beam_sizes[-1], max_length, **options))
     written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
     if config.calibrate:
         statistics["calibration"] = calibrate(captioner, open_split, list(scores), output_folder)
@@ -103,15 +115,24 @@ def main(config):
 def check_config(config):
     """:raises UserError: if a setting makes no sense"""
     check_fields(config)
-    if config.min_length > config.max_length:
+    if config.max_length is not None and config.min_length > config.max_length:
         raise UserError(f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected")
     if config.reward and config.normalisation != "reward":
         raise UserError(f"reward: {config.reward} found with --normalisation {config.normalisation}; it needs 'reward'")
 
 
+def check_data(config, data_folder, data_name, splits):
+    """:raises UserError: if what is asked for beside the scores cannot be had from this data: told before the work"""
+    if config.calibrate and not (data_folder / f"VAL_IMAGES_{data_name}.hdf5").exists():
+        raise UserError(f"calibrate: {data_folder} has no VAL of {data_name}, on which the temperature is found")
+    if config.pointing:
+        for split in splits:
+            check_boxes(CaptionDataset(data_folder, data_name, split, image_major=True))
+
+
 def calibrate(captioner, open_split, splits, output_folder):
     """
-    Find the temperature on VAL; measure there and on the other splits what it mends, and draw it.
+    Find the temperature on VAL; measure there and on the other splits what it corrects, and draw it.
 
     :param open_split: function of a split's name to a loader and its resident features
     :return: dict of the temperature, and for each split of the loss and the expected calibration error

@@ -66,9 +66,9 @@ def main(config):
     best = f"{run_folder}/best.pth"
     run("create_input_files.py", *create)
     run("train.py", *data, *shlex.split(recipe), *train_options)
-    run("eval.py", "--checkpoint", best)
+    run("eval.py", "--model", best)
     img = config.img or first_photo(folder, data_name, image_folder)
-    run("caption.py", "--img", img, "--model", best, "--figure", f"{run_folder}/attention.png")
+    run("caption.py", "--img", img, "--model", best, "--figure", f"{run_folder}/attention.png", "--overwrite")
 
 
 def split_options(text):

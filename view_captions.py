@@ -6,6 +6,7 @@ make, such as blip.py's, come in by the captions that they wrote (--results).
 The page needs no network and no server: open it, keep it, send it.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from utils import BeamSize, CaptionLength, Count, ImageSize, Split, UserError, W
 
 @dataclass
 class Config:
-    checkpoints: tuple[str, ...] = ()  # of train.py, one or several to compare; default the newest runs/*/best.pth
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several to compare; default the newest of runs/
+    word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
     split: Split = "VAL"  # TRAIN, VAL or TEST
     num_photos: Count = 200  # spread evenly over the split; more than it has shows all of it
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
-    max_length: CaptionLength = 50  # longest caption, in words
+    max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
     title: str | None = None  # the page's heading; default says how many photos of which split
     photo_size: ImageSize = 256  # longer side of the photos on the page, in pixels
@@ -42,8 +44,16 @@ from tqdm import tqdm
 from captioning.display.html_page import PageCaption, PagePhoto, check_page_path, write_page
 from captioning.evaluation import metrics
 from captioning.features import read_images
-from captioning.inference.captioner import check_photos, load_captioner, locate_data, newest_checkpoint
-from captioning.storage.files import load_json
+from captioning.inference.captioner import load_captioner
+from captioning.inference.model_files import (
+    check_photos,
+    choose_dataset,
+    describe_model,
+    find_checkpoint,
+    locate_data,
+    newest_checkpoint,
+)
+from captioning.storage.files import check_not_an_input, load_json
 from captioning.storage.hdf5 import open_hdf5
 from datasets import CaptionDataset
 
@@ -56,17 +66,21 @@ def main(config):
 
     device = choose_device(config.device)
     captions, notes = {}, []
-    checkpoints = config.checkpoints or (() if config.results else (newest_checkpoint(),))
+    checkpoints = [find_checkpoint(name) for name in config.model]
+    if not checkpoints and not config.results:
+        checkpoints = [newest_checkpoint()]
+    check_not_an_input("output", output, [*checkpoints, *config.results])
     names = model_names((*checkpoints, *config.results))
     dataset = None if checkpoints else open_split(config.data_folder, config.data_name, split)
     for name, checkpoint_path in zip(names, checkpoints, strict=False):
-        captioner, checkpoint, path = load_captioner(checkpoint_path, device)
+        captioner, checkpoint, path = load_captioner(checkpoint_path, device, config.word_map)
+        print(f"Model: {path} ({describe_model(checkpoint)})")
         if dataset is None:  # one set of photos for all models, that of the first
             dataset = open_split(*locate_data(config, checkpoint), split)
         check_photos(dataset, checkpoint)
         chosen = spread(len(dataset), config.num_photos)
         captions[name] = caption_photos(captioner, name, dataset, chosen, config)
-        notes.append(model_note(name, path, checkpoint))
+        notes.append(f"{name}: {describe_model(checkpoint)} ({path})")
     chosen = spread(len(dataset), config.num_photos)
     for name, path in zip(names[len(checkpoints) :], config.results, strict=True):
         captions[name] = read_captions(path, name, [dataset.references[photo]["image_id"] for photo in chosen])
@@ -74,8 +88,12 @@ def main(config):
 
     references = [dataset.references[photo]["captions"] for photo in chosen]
     if config.scores:
-        score_captions(captions, references)
-        notes.append("Scores are each photo's own; CIDEr weighs words by how many of these photos mention them.")
+        try:
+            score_captions(captions, references)
+            notes.append("Scores are each photo's own; CIDEr weighs words by how many of these photos mention them.")
+        except UserError as error:  # the captions may have taken an hour
+            notes.append(f"Without scores: {error}")
+            print(f"warning: the page has no scores: {error}", file=sys.stderr)
     title = config.title or f"{len(chosen)} of {len(dataset)} photos of {split}, beam {config.beam_size}"
     write_page(output, page_photos(dataset, chosen, captions, references), title, notes, config.photo_size)
     print(f"{len(chosen)} photos, {output.stat().st_size / 1e6:.1f} MB: {output}")
@@ -83,9 +101,9 @@ def main(config):
 
 def open_split(data_folder, data_name, split):
     """:return: `CaptionDataset` of the photos to show"""
-    if not (data_folder and data_name):
-        raise UserError("data_folder, data_name: not given; results alone do not tell their data, so name both")
-    dataset = CaptionDataset(data_folder, data_name, split, image_major=True)
+    if not data_folder:
+        raise UserError("data_folder: not given; results alone do not tell their data, so name its folder")
+    dataset = CaptionDataset(data_folder, data_name or choose_dataset(data_folder), split, image_major=True)
     dataset.load_references()  # now: a broken file should end the run before it begins
     return dataset
 
@@ -101,16 +119,9 @@ def model_names(paths):
     paths = [Path(path).resolve() for path in paths]
     for path in paths:
         if paths.count(path) > 1:
-            raise UserError(f"checkpoints, results: {path} is named twice; name each once")
+            raise UserError(f"model, results: {path} is named twice; name each once")
     choices = ([p.parent.name for p in paths], [f"{p.parent.name}/{p.stem}" for p in paths], [str(p) for p in paths])
     return next(names for names in choices if len(set(names)) == len(names))
-
-
-def model_note(name, path, checkpoint):
-    """:return: a line for the page that says which model this is"""
-    settings, progress = checkpoint["config"], checkpoint.get("progress", {})
-    epochs = f", {progress['epoch']} epochs" if "epoch" in progress else ""
-    return f"{name}: {settings['decoder']} decoder on {settings['encoder']}{epochs} ({path})"
 
 
 def spread(total, count):

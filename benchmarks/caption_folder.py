@@ -55,7 +55,15 @@ def main(config):
         def caption(img):
             """:return: seconds that the command takes, dict of photo's name -> its caption"""
             options = ["--beam_size", str(config.beam_size), "--max_length", str(STEPS), "--device", config.device]
-            files = ["--img", str(img), "--model", str(folder / "model.pth"), "--output", str(folder / "captions.csv")]
+            files = [
+                "--img",
+                str(img),
+                "--model",
+                str(folder / "model.pth"),
+                "--output",
+                str(folder / "captions.csv"),
+                "--overwrite",
+            ]
             start = time.perf_counter()
             subprocess.run([sys.executable, ROOT / "caption.py", *files, *options], check=True, capture_output=True)
             took = time.perf_counter() - start

@@ -20,6 +20,7 @@ from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from captioning.inference.captioner import SplitCaptions
 from captioning.preparation.tokenizer import tokenize
 from captioning.storage.files import atomic_path
 from utils import UserError
@@ -151,14 +152,16 @@ class Blip:
         :param loader: DataLoader over the photos of an image-major `CaptionDataset`
         :param resident: not used; it is here because `inference.Captioner` has it
         :param options: as for `search`
-        :return: hypotheses (list of captions, each a list of words), references (list of lists of captions)
+        :return: `SplitCaptions`
         """
-        hypotheses, references = [], []
+        hypotheses, references, cut_off = [], [], 0
         self.model.eval()
         for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=None):
-            hypotheses += [found.words for found in self.search(batch.images, beam_size, max_length, **options)]
+            found = self.search(batch.images, beam_size, max_length, **options)
+            hypotheses += [sentence.words for sentence in found]
             references += batch.references
-        return hypotheses, references
+            cut_off += sum(not sentence.ended for sentence in found)
+        return SplitCaptions(hypotheses, references, cut_off)
 
     @torch.no_grad()
     def perplexity(self, loader, resident=None):

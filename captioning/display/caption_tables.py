@@ -71,9 +71,17 @@ def draw_attention(photo, path, smooth):
     if path:
         save_figure(figure, path)
     else:
-        path = show_or_save(figure, Path("outputs") / f"{photo.path.stem}_attention.png")
+        path = show_or_save(figure, default_figure_path(photo.path))
     if path:
         print(f"Attention figure: {path}")
+
+
+def default_figure_path(photo_path):
+    """:return: a path in outputs/ that is this photo's alone: of holiday/a.jpg, outputs/holiday/a.jpg_attention.png"""
+    path = photo_path.resolve()
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return Path("outputs", *path.relative_to(path.anchor).parts[:-1], f"{path.name}_attention.png")
 
 
 def check_output(output):

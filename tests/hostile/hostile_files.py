@@ -125,7 +125,7 @@ RUNS = {
     "resume": trained(resume="model.pth", epochs=2),
     "again": lambda folder: trained(epochs=2)(folder) | {"resume": "auto", "run_folder": str(folder / "run")},
     "eval": lambda folder: {
-        "checkpoint": (str(folder / "model.pth"),), "output_folder": str(folder / "out"), "split": ("VAL",),
+        "model": (str(folder / "model.pth"),), "output_folder": str(folder / "out"), "split": ("VAL",),
         "beam_sizes": (1,), "max_length": 5, "device": "cpu", "data_folder": str(folder / "data"),
     },
     "caption": lambda folder: {
@@ -134,7 +134,7 @@ RUNS = {
     },
     "folder": lambda folder: RUNS["caption"](folder) | {"img": (str(folder / "photos"),)},
     "view": lambda folder: {
-        "checkpoints": (str(folder / "model.pth"),), "output": str(folder / "out/page.html"), "scores": False,
+        "model": (str(folder / "model.pth"),), "output": str(folder / "out/page.html"), "scores": False,
         "max_length": 5, "device": "cpu", "data_folder": str(folder / "data"),
     },
     "convert": lambda folder: {

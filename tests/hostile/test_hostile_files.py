@@ -89,7 +89,7 @@ def check_line(line, case):
 COMMANDS = {
     "caption.py": ["--img", "photos/0.jpg", "--model", "model.pth"],
     "eval.py": ["--checkpoint", "model.pth"],
-    "view_captions.py": ["--checkpoints", "model.pth"],
+    "view_captions.py": ["--model", "model.pth"],
     "train.py": ["--data_folder", "data", "--data_name", NAME, "--resume", "model.pth"],
     "train.py ": ["--data_folder", "data", "--data_name", NAME, "--encoder_weights", "model.pth"],
     "convert_checkpoint.py": ["--checkpoint", "model.pth", "--word_map", f"data/WORDMAP_{NAME}.json", "--output", "o"],

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,14 +100,14 @@ def test_one_photo_gives_its_caption_first_and_its_attention_figure(models, fold
     assert first == " ".join(words)
     perplexity = math.exp(-best.log_prob / (len(words) + best.ended))
     assert numbers == f"log-probability {best.log_prob:.2f}, perplexity {perplexity:.2f} per word"
-    assert figure == "Attention figure: outputs/a_attention.png"
-    assert (folder.parent / "outputs/a_attention.png").read_bytes().startswith(b"\x89PNG")
+    assert figure == "Attention figure: outputs/photos/a.jpg_attention.png"
+    assert (folder.parent / "outputs/photos/a.jpg_attention.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_figure_goes_where_it_is_asked_for_beside_a_file_of_captions(models, folder):
     caption(models[0], folder / "a.jpg", figure="where.png", output="captions.csv", dont_smooth=True)
     assert (folder.parent / "where.png").read_bytes().startswith(b"\x89PNG")
-    caption(models[0], folder / "a.jpg", output="captions.csv")
+    caption(models[0], folder / "a.jpg", output="more.csv")
     assert not (folder.parent / "outputs").exists()
 
 
@@ -118,9 +119,10 @@ def test_a_folder_gives_a_line_per_photo_in_order_and_names_what_cannot_be_read(
     for line, name in zip(lines, GOOD, strict=True):
         _, words = expected(models[0], folder / name, beam_size=2)
         assert line.startswith(f"{folder / name}: {' '.join(words)}  # log-probability -")
-    complaints = err.splitlines()
-    assert len(complaints) == 2
-    for line, name in zip(complaints, ("broken.jpg", "text.png"), strict=True):
+    model, *complaints = err.splitlines()
+    assert model == f"Model: {models[0]} (soft decoder on shufflenet_v2_x0_5, 7 epochs)"
+    assert [line.endswith("cut off after 6 words (--max_length)") for line in complaints] == [False, False, True]
+    for line, name in zip(complaints, ("broken.jpg", "text.png"), strict=False):
         assert line.startswith(f"{folder / name}: skipped, cannot be read as a photo (")
 
 
@@ -268,7 +270,7 @@ def test_a_caption_of_no_words_is_one_too(models, folder, output, capsys):
 def test_a_failure_leaves_the_old_file(models, folder, tmp_path):
     (tmp_path / "old.html").write_text("before")
     with pytest.raises(UserError):
-        caption(models[0], folder / "broken.jpg", folder / "text.png", output="old.html")
+        caption(models[0], folder / "broken.jpg", folder / "text.png", output="old.html", overwrite=True)
     assert (tmp_path / "old.html").read_text() == "before"
 
 
@@ -307,3 +309,45 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(models, folder, opt
 def test_the_command_line_takes_several_photos_and_models():
     config = parse_args(Config, ["--img", "a.jpg", "b.jpg", "--model", "x.pth", "y.pth", "--sample", "--no_unk"])
     assert config == Config(("a.jpg", "b.jpg"), ("x.pth", "y.pth"), sample=True, no_unk=True)
+
+
+def test_words_without_an_option_are_photos_and_the_model(models, folder, capsys):
+    run = str(Path(models[0]).parent)
+    for words in ([str(folder / "a.jpg"), run], [models[0], str(folder / "a.jpg")]):
+        main(parse_args(Config, [*words, "--device", "cpu", "--max_length", "6", "--min_length", "2"]))
+        out, err = capsys.readouterr()
+        assert out.splitlines()[0] == " ".join(expected(models[0], folder / "a.jpg")[1])
+        assert f"Model: {words[0] if words[0] == models[0] else run} (soft decoder" in err
+
+
+@pytest.mark.parametrize("option", ["output", "figure"])
+def test_what_is_read_is_not_written_over(models, folder, option):
+    photo = folder / "a.jpg"
+    (folder / "page.html").write_bytes(photo.read_bytes())  # a photo under any name
+    read = folder / "page.html" if option == "output" else photo
+    before = read.read_bytes()
+    with pytest.raises(UserError, match=f"{option}: '.*' found, but that file is read here"):
+        caption(models[0], read, **{option: str(read)})
+    assert read.read_bytes() == before
+
+
+def test_a_file_that_is_there_such_as_the_annotations_is_replaced_only_if_that_is_asked_for(models, folder, tmp_path):
+    annotations = tmp_path / "captions.csv"
+    annotations.write_text("image,caption\na.jpg,a cat\n")
+    for option in ("output", "figure"):
+        with pytest.raises(UserError, match=f"{option}: captions.csv is there already; .* --overwrite"):
+            caption(models[0], folder / "a.jpg", **{option: "captions.csv"})
+    assert annotations.read_text() == "image,caption\na.jpg,a cat\n"
+    caption(models[0], folder / "a.jpg", output="captions.csv", overwrite=True)
+    assert "photos/a.jpg" in annotations.read_text()
+
+
+def test_two_photos_of_one_name_have_two_figures(models, folder, tmp_path):
+    (folder / "other").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "other" / "a.jpg")
+    for photo in ("photos/a.jpg", "photos/other/a.jpg"):
+        caption(models[0], photo)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("outputs/**/*.png")) == [
+        "outputs/photos/a.jpg_attention.png",
+        "outputs/photos/other/a.jpg_attention.png",
+    ]

@@ -11,13 +11,13 @@ from conftest import WORD_MAP
 from tutorial_models import greedy_caption, make_models, save
 
 from captioning.inference.captioner import load_captioner
+from captioning.inference.model_files import describe_model
 from captioning.inference.search import beam_search
 from captioning.inference.tutorial_checkpoint import find_network
 from captioning.networks.backbones import build_backbone
 from captioning.networks.torchvision_networks import ENCODERS
 from convert_checkpoint import Config, main
 from utils import UserError
-from view_captions import model_note
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def test_captions_after_conversion_are_those_of_the_original_arithmetic(folder, 
 
 
 def test_the_checkpoint_says_what_it_was_and_which_data_it_saw(folder):
-    _, checkpoint, path = load_captioner(convert(folder, "legacy"))
+    _, checkpoint, _ = load_captioner(convert(folder, "legacy"))
     settings = checkpoint["config"]
     assert (settings["encoder"], settings["encoded_image_size"], settings["decoder"]) == ("resnet18", 6, "soft")
     assert (settings["attention_dim"], settings["embed_dim"], settings["decoder_dim"]) == (6, 7, 8)
     assert settings["data_folder"] == str(folder) and settings["data_name"] == "tiny"
     assert checkpoint["word_map"] == WORD_MAP and checkpoint["image_size"] == 256
-    assert model_note("old", path, checkpoint) == f"old: soft decoder on resnet18, 12 epochs ({path})"
+    assert describe_model(checkpoint) == "soft decoder on resnet18, 12 epochs"
 
 
 def test_models_that_were_put_into_data_parallel_are_taken_out_of_it(folder):
@@ -134,3 +134,13 @@ def test_a_file_that_is_there_is_never_replaced(folder, output):
 def test_a_number_of_epochs_that_is_none_counts_as_none_done(folder, epoch):
     save(folder / "odd.pth.tar", *make_models(WORD_MAP, grid=6), "zip", epoch=epoch)
     assert load_captioner(convert(folder, "odd"))[1]["progress"] == {"epoch": 0}
+
+
+def test_a_tutorials_checkpoint_is_read_on_the_fly_with_its_word_map(folder):
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path, word_map = folder / "zip.pth.tar", folder / "WORDMAP_tiny.json"
+    captioner, _, _ = load_captioner(path, word_map_file=word_map)
+    converted, _, _ = load_captioner(convert(folder, "zip"))
+    assert captioner.search(images, 2, 8) == converted.search(images, 2, 8)
+    with pytest.raises(UserError, match=r"zip.pth.tar: this looks like a checkpoint of the tutorial.*--word_map"):
+        load_captioner(path)

@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WORD_MAP
 from saved_model import save_model
 
 from captioning.evaluation import metrics
 from captioning.evaluation.calibration import collect_outputs, measure
+from captioning.evaluation.split_scores import describe_statistics
 from captioning.features import build_loader
 from captioning.inference.captioner import load_captioner
 from eval import Config, main
@@ -21,7 +23,7 @@ def meteor_starts(monkeypatch):
     """A stand-in for METEOR, and a list that is one longer for each time it was started."""
     starts = []
 
-    def shared_words(truth, guess):
+    def shared_words(truth, guess, meteor=None):
         starts.append(len(guess))
         each = [len(set(guess[i][0].split()) & set(" ".join(truth[i]).split())) / 10 for i in truth]
         return max(each), each
@@ -38,7 +40,7 @@ def options(make_files, tmp_path):
     save_model(tmp_path / "a.pth", 1)
     save_model(tmp_path / "b.pth", 2)
     return {
-        "checkpoint": (str(tmp_path / "a.pth"),), "data_folder": str(made.folder), "data_name": made.name,
+        "model": (str(tmp_path / "a.pth"),), "data_folder": str(made.folder), "data_name": made.name,
         "output_folder": str(tmp_path / "out"), "beam_sizes": (1, 2), "max_length": 5, "device": "cpu",
     }  # fmt: skip
 
@@ -74,12 +76,13 @@ def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
     assert set(load(options, "scores.json")["TEST"]["1"]) == set(metrics.ALL)
     found = load(options, "statistics.json")
     assert set(found) == {"TEST"} and set(found["TEST"]["captions"]) == {"1", "2"}
-    captioner, _, _ = load_captioner(options["checkpoint"])
+    captioner, _, _ = load_captioner(options["model"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device)
     assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
-    hypotheses, _ = captioner.caption_split(loader, 2, 5)
+    hypotheses, _, cut_off = captioner.caption_split(loader, 2, 5)
     known = [caption for i in range(3) for caption in (["a", "cat", str(i)], ["one", "more"])]
-    assert found["TEST"]["captions"]["2"] == pytest.approx(metrics.caption_statistics(hypotheses, known))
+    expected = metrics.caption_statistics(hypotheses, known) | {"cut_off": cut_off}
+    assert found["TEST"]["captions"]["2"] == pytest.approx(expected)
 
     (Path(options["data_folder"]) / f"TRAIN_REFERENCES_{options['data_name']}.json").unlink()
     main(Config(**options))
@@ -98,7 +101,7 @@ def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):
     found = load(options, "statistics.json")["calibration"]
     assert list(found) == ["temperature", "VAL", "TEST"]
     assert found["VAL"]["after"]["loss"] < found["VAL"]["before"]["loss"]
-    captioner, _, _ = load_captioner(options["checkpoint"])
+    captioner, _, _ = load_captioner(options["model"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "VAL", captioner.encoder, captioner.device)
     expected = measure(captioner.decoder.scores, *collect_outputs(captioner, loader), found["temperature"])
     assert found["VAL"]["after"]["loss"] == pytest.approx(expected.loss, rel=1e-5)
@@ -109,7 +112,7 @@ def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):
 
 def test_several_checkpoints_are_scored_as_one_ensemble(options, tmp_path, capsys):
     paths = (str(tmp_path / "a.pth"), str(tmp_path / "b.pth"))
-    main(Config(**options | {"checkpoint": paths, "calibrate": True, "output_folder": None}))
+    main(Config(**options | {"model": paths, "calibrate": True, "output_folder": None}))
     assert "ensemble of " in capsys.readouterr().out
     captioner, _, _ = load_captioner(paths)
     loader, _ = build_loader(
@@ -156,3 +159,56 @@ def test_perplexity_on_data_of_other_ids_is_that_of_the_models_own(options, make
     make_files("TEST", photos=3, side=64, seed=len("TEST"), folder=tmp_path / "turned", **turned)
     main(Config(**options | {"data_folder": str(tmp_path / "turned")}))
     assert load(options, "statistics.json")["TEST"]["perplexity"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_longest_length_is_the_checkpoints_or_that_of_the_data_and_cut_captions_are_counted(options, capsys):
+    path, longest = options["model"][0], {}
+    del options["max_length"]
+    for words in (3, None):
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["decoder"]["fc.bias"][WORD_MAP["<end>"]] = -50.0
+        checkpoint |= {"max_length": words} if words else {}
+        torch.save(checkpoint, path)
+        main(Config(**options | {"beam_sizes": (1,)}))
+        longest[words] = max(len(row["caption"].split()) for row in load(options, "captions_TEST_beam1_results.json"))
+        assert load(options, "statistics.json")["TEST"]["captions"]["1"]["cut_off"] == 3
+        assert "3 cut off at the longest length (--max_length)" in capsys.readouterr().out
+    assert longest[3] == 3
+
+
+def test_the_captions_are_saved_before_they_are_scored(options, monkeypatch):
+    def broken(*_):
+        raise UserError("METEOR: Java failed")
+
+    monkeypatch.setattr(metrics, "meteor_scores", broken)
+    with pytest.raises(UserError, match="Java failed"):
+        main(Config(**options | {"beam_sizes": (2,)}))
+    assert len(load(options, "captions_TEST_beam2_results.json")) == 3
+
+
+@pytest.mark.parametrize("wanted", ["calibrate", "pointing"])
+def test_what_the_data_cannot_give_is_refused_before_the_work(options, wanted):
+    for path in Path(options["data_folder"]).glob("VAL_IMAGES_*.hdf5"):
+        path.unlink()
+    with pytest.raises(UserError, match=f"{wanted}: "):
+        main(Config(**options | {wanted: True}))
+    assert not Path(options["output_folder"]).exists()
+
+
+def test_a_runs_folder_is_its_best_checkpoint_and_one_dataset_needs_no_name(options, tmp_path, make_files, capsys):
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run" / "best.pth", 1)
+    del options["data_name"]
+    main(Config(**options | {"model": (str(tmp_path / "run"),), "beam_sizes": (1,)}))
+    assert f"Model: {tmp_path / 'run' / 'best.pth'} (soft decoder on " in capsys.readouterr().out
+    make_files("TEST", photos=3, side=64, name="another")
+    with pytest.raises(UserError, match="data_name: .* has several datasets; .* one of another, tiny"):
+        main(Config(**options))
+
+
+def test_statistics_are_printed_in_words():
+    values = {"mean_length": 9.04, "vocabulary": 12, "distinct_1": 0.5, "distinct_2": 0.25, "in_training_set": 0.1}
+    assert describe_statistics(values) == (
+        "9.0 words per caption, 12 different words, 50.0% of the words and 25.0% of the word pairs are distinct, "
+        "10.0% of the captions are in the training set, word for word"
+    )

@@ -77,7 +77,7 @@ def test_the_page_shows_what_each_model_says_and_how_good_it_is(make_files, make
             assert dict(zip(data["metrics"], told["scores"], strict=True)) == pytest.approx(scores[i], abs=1e-4)
 
 
-def fake_meteor(truth, guess):
+def fake_meteor(truth, guess, meteor=None):
     """METEOR without its Java, which test_metrics.py starts."""
     each = [len(guess[i][0]) / 100 for i in truth]
     return np.mean(each), each
@@ -119,7 +119,7 @@ def test_models_are_named_by_the_shortest_names_that_tell_them_apart(tmp_path):
         ("num_photos", 0, "num_photos: 0 found"),
         ("beam_size", 0, "beam_size: 0 found"),
         ("output", "page.pdf", "'.pdf' found, the page is an HTML file"),
-        ("checkpoints", ("nowhere/best.pth",), "nowhere/best.pth: no such file"),
+        ("model", ("nowhere/best.pth",), "nowhere/best.pth: no such file"),
     ],
 )
 def test_a_wrong_setting_is_told_in_one_line(field, value, message):
@@ -172,7 +172,7 @@ def test_captions_of_another_model_stand_beside_ours_and_alone(make_files, make_
     main(Config(data_folder=str(tmp_path), data_name="tiny", **common))
     assert content(output)["models"] == ["blip"] and len(content(output)["photos"]) == 4
 
-    with pytest.raises(UserError, match="data_folder, data_name: not given"):
+    with pytest.raises(UserError, match="data_folder: not given"):
         main(Config(**common))
     data_options = {"data_folder": str(tmp_path), "data_name": "tiny"}
     other.write_text(json.dumps(rows[1:]))
@@ -188,3 +188,23 @@ def test_captions_of_another_model_stand_beside_ours_and_alone(make_files, make_
         other.write_text(json.dumps(broken))
         with pytest.raises(UserError, match="captions_VAL_beam3_results.json: a list of"):
             main(Config(**common, **data_options))
+
+
+def test_captions_are_not_lost_if_they_cannot_be_scored(make_files, make_run, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise UserError("METEOR: Java failed")
+
+    monkeypatch.setattr(metrics, "meteor_scores", broken)
+    make_files("VAL", photos=2, side=32)
+    output = tmp_path / "page.html"
+    main(Config((str(make_run("soft", 0)),), output=str(output), max_length=3, device="cpu"))
+    assert len(content(output)["photos"]) == 2 and content(output)["metrics"] == []
+    assert "the page has no scores: METEOR: Java failed" in capsys.readouterr().err
+
+
+def test_a_runs_folder_stands_for_its_best_checkpoint(make_files, make_run, tmp_path, capsys):
+    make_files("VAL", photos=2, side=32)
+    run = make_run("soft", 0)
+    main(Config((str(run.parent),), output=str(tmp_path / "a.html"), scores=False, max_length=3, device="cpu"))
+    assert content(tmp_path / "a.html")["models"] == ["soft"]
+    assert f"Model: {run} (soft decoder on resnet18, 7 epochs)" in capsys.readouterr().out

@@ -49,3 +49,21 @@ class Split:
 def test_photos_without_boxes_are_refused():
     with pytest.raises(UserError, match="only the built-in dataset"):
         pointing_game(None, Split([{"captions": []}]))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        "star",
+        [["star", [0, 0, 1, 1]]],
+        [{"name": 1, "box": [0, 0, 1, 1]}],
+        [{"name": "star", "box": [0, 0, 1]}],
+        [{"name": "star", "box": [0, 0, 1, "x"]}],
+        [{"name": "star", "box": [0, 0, 1, float("nan")]}],
+    ],
+)
+def test_boxes_of_the_wrong_kind_are_refused_in_one_line(boxes):
+    split = Split([{"captions": [], "boxes": BOXES}, {"captions": [], "boxes": boxes}])
+    split.dataset.reference_file = "VAL_REFERENCES.json"
+    with pytest.raises(UserError, match=r"VAL_REFERENCES.json: photo 1 has boxes that are not \{'name', 'box'"):
+        pointing_game(None, split)

@@ -1,0 +1,84 @@
+"""Which model and which data a user means: checkpoints by file, run folder or not at all; datasets by folder."""
+
+from pathlib import Path
+
+from utils import UserError
+
+MODEL_ENDINGS = (".pth", ".pt", ".tar")
+
+
+def find_checkpoint(name):
+    """
+    :param name: a checkpoint, or the folder of a run
+    :return: its path; of a run's folder, that of its best.pth
+    """
+    path = Path(name)
+    return path / "best.pth" if path.is_dir() else path
+
+
+def newest_checkpoint(folder="runs"):
+    """
+    :return: path of the newest best.pth below `folder`
+    :raises UserError: if there is none
+    """
+    found = [path for path in Path(folder).glob("**/best.pth") if path.is_file()]
+    if not found:
+        raise UserError(f"{folder}: no best.pth found; train a model first (python train.py), or name a checkpoint")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def is_model(name):
+    """:return: whether a word of the command line names a model, not a photo: a checkpoint, or a run's folder"""
+    return (Path(name) / "best.pth").exists() or Path(name).suffix.lower() in MODEL_ENDINGS
+
+
+def locate_data(config, checkpoint):
+    """
+    Give the data that a script's config names, else that of the model's training.
+
+    :param config: with `data_folder` and `data_name`; a folder with one dataset needs no name
+    :return: folder and name
+    :raises UserError: if neither names any, or the folder has several
+    """
+    trained = {name: checkpoint["config"].get(name) for name in ("data_folder", "data_name")}
+    folder, name = config.data_folder or trained["data_folder"], config.data_name
+    if not isinstance(folder, str) or not folder:
+        raise UserError("data_folder: the checkpoint does not say; give --data_folder")
+    if name is None and config.data_folder:
+        name = choose_dataset(folder, trained["data_name"])
+    name = name or trained["data_name"]
+    if not isinstance(name, str) or not name:
+        raise UserError("data_name: the checkpoint does not say; give --data_name")
+    return Path(folder), name
+
+
+def choose_dataset(folder, preferred=None):
+    """
+    :param folder: of files of create_input_files.py
+    :param preferred: name of the dataset to take if the folder has several
+    :return: name of the dataset in the folder
+    :raises UserError: if it has none, or several
+    """
+    found = sorted(path.stem.removeprefix("WORDMAP_") for path in Path(folder).glob("WORDMAP_*.json"))
+    if preferred in found:
+        return preferred
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"{folder}: no WORDMAP_*.json found; give a folder that create_input_files.py filled")
+    raise UserError(f"data_name: {folder} has several datasets; give --data_name and one of {', '.join(found)}")
+
+
+def check_photos(dataset, checkpoint):
+    """:raises UserError: if a dataset's photos are of another size than those that the model was trained with"""
+    if dataset.image_size != checkpoint["image_size"]:
+        raise UserError(
+            f"{dataset.image_file}: photos of {dataset.image_size} px found, {checkpoint['image_size']} px expected by "
+            f"the model; make the files with --image_size {checkpoint['image_size']}"
+        )
+
+
+def describe_model(checkpoint):
+    """:return: in a few words, what a checkpoint holds"""
+    settings, epochs = checkpoint["config"], checkpoint["progress"].get("epoch", 0)
+    return f"{settings['decoder']} decoder on {settings['encoder']}, {epochs} epoch{'' if epochs == 1 else 's'}"
