@@ -34,6 +34,11 @@ def house(tmp_path):
     return tmp_path
 
 
+def test_this_project_keeps_the_rules_of_its_rooms():
+    still_to_do = "caption.py and captioner.py: their names differ by an ending"
+    assert set(broken_rules(ROOT)) <= {still_to_do}
+
+
 def test_a_house_that_keeps_every_rule_passes(house):
     assert broken_rules(house) == []
 
