@@ -49,7 +49,7 @@ ONLY = {
 LATE = {("models", "captioning.networks.backbones")}  # the table of other encoders, for who asks for one
 
 ENDINGS = ("s", "d", "r", "ed", "er", "ers", "ing", "ion", "ions")
-MAX_LINES = {"tests": 450}  # of a file below these folders; elsewhere 400
+MAX_LINES = {"tests": 500}  # of a file below these folders; elsewhere 400
 
 
 def broken_rules(root):
