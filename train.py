@@ -81,6 +81,7 @@ class Config:
     teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
     self_critical_from_epoch: Count | None = None  # from then own captions are rewarded (Rennie et al. 2017)
     self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
+    self_critical_temperature: Positive = 1.0  # of the softmax they are drawn by; after label smoothing 0.6 does well
     self_critical_samples: Several = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
 
     # Optimizer
@@ -218,7 +219,9 @@ def train(run, order, folder, unchanged, meteor):
             run.log = folder.begin(run)
         if run.is_self_critical() and critic is None:
             run.begin_self_critical()
-            critic = SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples)
+            critic = SelfCritic(
+                loaders["TRAIN"][0].dataset, config.self_critical_samples, config.self_critical_temperature
+            )
         order.set_epoch(run.epoch, start=run.batch)
         begun = time.monotonic()
         with Postponed() as stop:
@@ -263,6 +266,7 @@ def train_one_epoch(run, loader, resident, critic, watch):
             with run.autocast:
                 true_words = 1.0 if critic is not None else run.true_word_probability()
                 decoded = run.model(batch.images, batch.captions, batch.lengths, batch.image_rows, true_words)
+                decoded = decoded if critic is None else critic.as_drawn(decoded)
                 loss, cross_entropy = run.loss_function(decoded, share, advantages)  # 0-d each
             if window.begins:
                 run.optimizer.zero_grad()  # not before: the forward pass would take the memory that the new ones want

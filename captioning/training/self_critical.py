@@ -21,10 +21,12 @@ SIGMA = 6.0  # of the Gaussian by which CIDEr-D punishes a difference in length,
 class SelfCritic:
     """Draws a model's captions and judges them."""
 
-    def __init__(self, dataset, samples):
+    def __init__(self, dataset, samples, temperature=1.0):
         """
         :param dataset: image-major `CaptionDataset` of the training split; its references are the judges
         :param samples: captions that are drawn for each photo
+        :param temperature: of the softmax that they are drawn by; label smoothing leaves every step a share of odd
+            words, of which fewer are drawn below 1
         """
         # A reference's own <unk> (the tutorial's files have no other words) is some word, not the one that is drawn.
         self.references = [
@@ -32,7 +34,8 @@ class SelfCritic:
             for photo in dataset.references
         ]
         self.cider = CiderD(self.references)
-        self.samples = samples
+        self.samples, self.temperature = samples, temperature
+        self.never_drawn = [dataset.word_map["<pad>"], dataset.word_map["<start>"]]
         self.longest = dataset.captions.shape[1] - 2  # words, without <start> and <end>
 
     @torch.no_grad()
@@ -52,7 +55,7 @@ class SelfCritic:
         captioner = Captioner(run.encoder.eval(), run.decoder.eval(), run.word_map)
         with run.autocast:
             features = run.encoder.features(batch.images).repeat_interleave(self.samples, dim=0)
-            drawn = captioner.sample_features(features, self.longest)
+            drawn = captioner.sample_features(features, self.longest, temperature=self.temperature)
 
         words = [captioner.sentence(one) + ["<end>"] * one.ended for one in drawn]
         groups = [words[i : i + self.samples] for i in range(0, len(words), self.samples)]
@@ -66,6 +69,19 @@ class SelfCritic:
         image_rows = torch.arange(len(batch.photos)).repeat_interleave(self.samples)  # (N,)
         batch = batch._replace(captions=captions.to(run.device), lengths=lengths, image_rows=image_rows)
         return batch, (scores - others).flatten().to(run.device), scores.mean().to(run.device)
+
+    def as_drawn(self, decoded):
+        """
+        Give captions the probabilities by which they were drawn, so that the policy that is taught is the one that
+        wrote. <pad> and <start> are never drawn. Were they to keep a share of the softmax, what is taken from words that
+        score low would partly go to them, and nothing would ever take it back, until hardly anything is left for words.
+
+        :param decoded: `models.Decoded` of the captions of `draw`
+        :return: the same, its logits divided by the temperature, those of <pad> and <start> at -inf
+        """
+        logits = decoded.logits.float() / self.temperature  # (M, vocab_size)
+        never_drawn = torch.tensor(self.never_drawn, device=logits.device)  # (2,)
+        return decoded._replace(logits=logits.index_fill(1, never_drawn, -torch.inf))
 
 
 class CiderD:

@@ -29,6 +29,7 @@ def check_config(config):
         ("teacher_forcing_floor", config.teacher_forcing != "always", "a --teacher_forcing that decays"),
         ("self_critical_from_epoch", config.image_major, "--image_major"),
         ("self_critical_lr", config.self_critical_from_epoch is not None, "--self_critical_from_epoch"),
+        ("self_critical_temperature", config.self_critical_from_epoch is not None, "--self_critical_from_epoch"),
         ("self_critical_samples", config.self_critical_from_epoch is not None, "--self_critical_from_epoch"),
     ):
         if getattr(config, name) != getattr(defaults, name) and not works:

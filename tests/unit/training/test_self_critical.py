@@ -114,6 +114,24 @@ def test_what_is_pushed_is_as_likely_as_it_was_when_it_was_drawn(made_up_run, ti
     torch.testing.assert_close(*logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_words_that_are_never_drawn_gain_nothing_from_what_is_pushed_down(made_up_run, temperature):
+    run, batch, dataset = made_up_run
+    critic = SelfCritic(dataset, samples=4, temperature=temperature)
+    drawn, _, _ = critic.draw(run, batch)
+    decoded = run.decoder(batch.images, drawn.captions, drawn.lengths, drawn.image_rows)
+    as_drawn = critic.as_drawn(decoded)
+    expected = (decoded.logits / temperature).softmax(dim=1)
+    expected[:, [WORD_MAP["<pad>"], WORD_MAP["<start>"]]] = 0
+    expected = expected / expected.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(as_drawn.logits.softmax(dim=1), expected)
+
+    loss, _ = CaptionLoss()(as_drawn, advantages=torch.full((12,), -1.0))  # every caption is pushed down
+    (of_logits,) = torch.autograd.grad(loss, decoded.logits)
+    assert (of_logits[:, [WORD_MAP["<pad>"], WORD_MAP["<start>"]]] == 0).all()
+    assert of_logits.abs().sum() > 0
+
+
 def test_beside_a_reward_there_is_no_doubly_stochastic_term():
     logits, targets = torch.randn(3, 7), torch.tensor([1, 2, 3])
     decoded = Decoded(logits, targets, torch.rand(1, 3, 4), [1, 1, 1], torch.tensor([0]), None)
@@ -131,7 +149,7 @@ def test_the_reward_rises(made_up_run):
         drawn, advantages, reward = critic.draw(run, batch)
         decoded = run.decoder(batch.images, drawn.captions, drawn.lengths, drawn.image_rows)
         optimizer.zero_grad()
-        loss_function(decoded, advantages=advantages)[0].backward()
+        loss_function(critic.as_drawn(decoded), advantages=advantages)[0].backward()
         optimizer.step()
         rewards.append(reward.item())
     assert sum(rewards[-10:]) / 10 > 2 + sum(rewards[:10]) / 10
