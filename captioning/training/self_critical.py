@@ -73,8 +73,8 @@ class SelfCritic:
     def as_drawn(self, decoded):
         """
         Give captions the probabilities by which they were drawn, so that the policy that is taught is the one that
-        wrote. <pad> and <start> are never drawn. Were they to keep a share of the softmax, what is taken from words that
-        score low would partly go to them, and nothing would ever take it back, until hardly anything is left for words.
+        wrote. <pad> and <start> are never drawn. Were they to keep a share of the softmax, what is taken from words
+        that score low would partly go to them, and nothing would ever take it back, until hardly anything is left.
 
         :param decoded: `models.Decoded` of the captions of `draw`
         :return: the same, its logits divided by the temperature, those of <pad> and <start> at -inf

@@ -47,8 +47,9 @@ def made_up_run(tiny_decoder):
     """Three photos that say which of three words is right; a decoder; and what judges it."""
     words = ["cat", "dog", "ran"]
     dataset = SimpleNamespace(
-        references=[{"captions": [["a", word], ["the", word, "sat"]]} for word in words], captions=torch.zeros(6, 8)
-    )
+        references=[{"captions": [["a", word], ["the", word, "sat"]]} for word in words], captions=torch.zeros(6, 8),
+        word_map=WORD_MAP,
+    )  # fmt: skip
     features = torch.eye(3, 6).view(3, 1, 1, 6).expand(3, 2, 2, 6)
     batch = Batch(features, torch.zeros(6, 8), torch.full((6,), 8), None, torch.arange(3), None)
     run = SimpleNamespace(
