@@ -150,7 +150,7 @@ from captioning.training.gradient_steps import clip_gradients, window_of
 from captioning.training.interruptions import Postponed
 from captioning.training.losses import readings_of_batch
 from captioning.training.report import epoch_line, print_end, print_header, print_resumed, reward_warning
-from captioning.training.resume import restore
+from captioning.training.resume import restore, settings_of_resumed_run
 from captioning.training.run_folder import RunFolder
 from captioning.training.self_critical import SelfCritic
 from captioning.training.settings import check_config, check_total_steps
@@ -374,4 +374,4 @@ def build_loaders(run, order, cached):
 
 
 if __name__ == "__main__":
-    run_script(main, Config)
+    run_script(main, Config, find_base=settings_of_resumed_run)

@@ -25,13 +25,14 @@ from utils import Stopped, UserError
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_script(main, config_class, args=None):
+def run_script(main, config_class, args=None, find_base=None):
     """
     Read a script's config from the command line and run its `main(config)`.
 
     :param main: function of one argument, an instance of `config_class`
     :param config_class: as for `parse_args`
     :param args: list of command line words, default the process's own
+    :param find_base: as for `parse_args`
     Exits with 2 and one line on the error stream after a UserError or when a path cannot be used, with 130 after
     Ctrl-C, with 143 after SIGTERM; any other exception keeps its traceback.
     """
@@ -47,7 +48,7 @@ def run_script(main, config_class, args=None):
     threading.excepthook = excepthook
     try:
         with safe_screen():
-            config = parse_or_exit(config_class, args)
+            config = parse_or_exit(config_class, args, find_base)
             with errors_as_lines(config):
                 main(config)
     except KeyboardInterrupt as reason:
@@ -101,17 +102,17 @@ def check_command_line(config_class):
         parse_or_exit(config_class)
 
 
-def parse_or_exit(config_class, args=None):
+def parse_or_exit(config_class, args=None, find_base=None):
     """:return: the config of `parse_args`; a wrong option ends the script with one line"""
     try:
-        return parse_args(config_class, args)
+        return parse_args(config_class, args, find_base)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
             sys.exit(2)
         exit_with(error)
 
 
-def parse_args(config_class, args=None):
+def parse_args(config_class, args=None, find_base=None):
     """
     Build a config from the command line: `--name value` for each of its fields.
 
@@ -119,6 +120,7 @@ def parse_args(config_class, args=None):
     Words before the first option belong to the first field, if it takes several.
     :param config_class: a script's dataclass; or a union of some, each of which is a command (`blip.py eval ...`)
     :param args: list of words, default the process's own
+    :param find_base: function of the config that gives another, whose fields stand where no option is given; or None
     :return: an instance of the dataclass
     :raises UserError: if an option is unknown or missing, or its value is not one that its type allows
     """
@@ -159,6 +161,9 @@ def parse_args(config_class, args=None):
         elif option.default is dataclasses.MISSING:
             raise UserError(f"{name}: not given; add --{name} and {option.describe()}")
     config = config_class(**given)
+    base = find_base(config) if find_base else None
+    if base is not None:
+        config = dataclasses.replace(base, **given)
     check_fields(config)
     return config
 

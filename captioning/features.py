@@ -220,7 +220,7 @@ def check_workers(dataset, batch_size, workers):
     if listening:
         listening.close()
     if SHARED_MEMORY.is_dir():
-        batch = batch_size * bytes_per_item(dataset)
+        batch = min(batch_size, len(dataset)) * bytes_per_item(dataset)
         needed = BATCHES_AHEAD * workers * batch * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         free = shutil.disk_usage(SHARED_MEMORY).free
         if needed > free:

@@ -64,6 +64,28 @@ def make_files(tmp_path):
 
 
 @pytest.fixture
+def training(make_files, tmp_path):
+    """
+    A function that trains on a few photos, as the command would: 2 epochs of 6 steps. It gives the run's folder.
+
+    Where the folder is there already and the options do not say what to do with it, the new run replaces the old one.
+    """
+    from tiny_training import TINY, command  # train.py takes seconds to import
+
+    make_files("TRAIN", photos=6, side=64)
+    make_files("VAL", photos=2, side=64, seed=1)
+
+    def run(name, *options):
+        known = {"--resume", "--overwrite", "--no_overwrite"} & set(map(str, options))
+        overwrite = [] if known else ["--overwrite"]
+        data = ["--data_folder", tmp_path, "--data_name", "tiny", "--run_folder", tmp_path / name]
+        command(*data, *TINY, *overwrite, *options)
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
 def small_files():
     """A function that lets no file grow beyond so many bytes, as a full disk would not."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -21,6 +21,9 @@ def print_header(run, captions, val_captions):
         f"Encoder {config.encoder}: {count(run.encoder)}; decoder {config.decoder}: {count(run.decoder)}; "
         f"{run.steps_per_epoch:,} steps per epoch, each of {each}"
     )
+    defaults = type(config)()
+    changed = {name: value for name, value in vars(config).items() if value != getattr(defaults, name)}
+    print("Settings: " + ", ".join(f"{name} {value}" for name, value in changed.items()))
     if val_photos < FEW_PHOTOS:
         print(
             f"Only {val_photos} photos to validate on: scores are coarse, and BLEU-4 may stay 0. Of epochs with equal "
@@ -65,11 +68,12 @@ def epoch_line(entry, config, is_best):
 
 def reward_warning(history, config):
     """:return: a line if rewards have made the model worse than it was without them, else None"""
-    scores = [entry[config.stop_metric] for entry in history if "train_reward" not in entry]
-    if "train_reward" not in history[-1] or not scores or history[-1][config.stop_metric] >= scores[-1]:
+    metric = config.stop_metric
+    scores = [entry[metric] for entry in history if "train_reward" not in entry and metric in entry]
+    if "train_reward" not in history[-1] or not scores or history[-1][metric] >= scores[-1]:
         return None
     return (
-        f"Warning: {config.stop_metric} is {history[-1][config.stop_metric]:.4f} and was {scores[-1]:.4f} before the "
+        f"Warning: {metric} is {history[-1][metric]:.4f} and was {scores[-1]:.4f} before the "
         "rewards; if it goes on falling, start them again from the checkpoint before, with a lower --self_critical_lr "
         f"than {config.self_critical_lr:g}"
     )

@@ -11,7 +11,7 @@ import math
 import torch
 
 from captioning.distributed import get_rank
-from captioning.storage.tensors import check_weights
+from captioning.storage.tensors import check_weights, load_checkpoint
 from captioning.training.start import MODEL_SETTINGS
 from utils import UserError, short
 
@@ -200,15 +200,17 @@ def check_numbers(values, where, count=None):
         check_number(value, where)
 
 
-def settings_of_resumed_run(config, load):
+def settings_of_resumed_run(config):
     """
     :param config: train.py's, as the file and the command line say it
-    :param load: function of a path to a checkpoint
-    :return: a config with the settings of the run that `--resume FILE` names, so that nothing has to be repeated; the
-        command line comes on top of it. None where no file is named
+    :return: a config with the settings of the run that `--resume FILE` names, so that none has to be repeated; None
+        where no file is named, or it cannot be read
     """
     if config.resume in (None, "auto"):
         return None
-    settings = load(config.resume)["config"]
+    try:
+        settings = load_checkpoint(config.resume)["config"]
+    except UserError:  # told when the run begins, with what can be done
+        return None
     known = {field.name for field in dataclasses.fields(config)} - set(OWN)
     return dataclasses.replace(config, **{name: value for name, value in settings.items() if name in known})

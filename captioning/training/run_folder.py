@@ -197,16 +197,16 @@ class RunFolder:
             where = f" at step {run.step}; go on with --resume {self.last}" if self.last.exists() else ""
             number = getattr(reason, "number", signal.SIGINT)
             raise Stopped(number, f"stopped by {signal.Signals(number).name}{where}") from None
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):
+        except (RuntimeError, ConnectionResetError, EOFError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader "):
                 raise
             if run.step > self.saved_step and not is_joined():  # the others wait elsewhere, and could not save with us
                 self.save(run)
             where = f" All steps up to {self.saved_step} are saved: --resume {self.last}." if self.saved_step else ""
             reason = str(error).split("\n")[0].rstrip(". ")
             raise UserError(
-                f"workers: {reason}.{where} If memory is short (a container's /dev/shm too), take fewer --workers; 0 "
-                "needs none"
+                f"workers: one of them has ended, or hangs ({reason}).{where} If memory is short, also a container's "
+                "/dev/shm, take fewer --workers; 0 needs none"
             ) from error
         finally:
             if self.log:

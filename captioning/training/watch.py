@@ -1,5 +1,7 @@
 """What watches over an epoch of training while its loop only goes forward, backward, and takes a step."""
 
+import signal
+
 import torch
 from tqdm import tqdm
 
@@ -26,8 +28,13 @@ class Watch:
         )  # fmt: skip
 
     def batches(self):
-        """:return: iterator of (its place in the epoch, batch), from where the run stands"""
-        return enumerate(self.bar, start=self.run.batch)
+        """:return: yields (its place in the epoch, batch), from where the run stands"""
+        for i, batch in enumerate(self.bar, start=self.run.batch):
+            if self.loader.num_workers > 0 and hasattr(signal, "SIGCHLD"):
+                # The DataLoader would have a worker's death raise an error anywhere, in the middle of a step too. Left
+                # alone, it notices when it waits for the next batch, where no step is half done.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield i, batch
 
     def after_batch(self, photos, loss, readings):
         """

@@ -32,24 +32,6 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def training(make_files, tmp_path):
-    """A function that trains on a few photos, as the command would: 2 epochs of 6 steps."""
-    make_files("TRAIN", photos=6, side=64)
-    make_files("VAL", photos=2, side=64, seed=1)
-    tiny = [
-        "--data_folder", str(tmp_path), "--data_name", "tiny", "--device", "cpu", "--epochs", "2", "--batch_size", "2",
-        "--encoder", "squeezenet1_1", "--encoder_weights", "none", "--encoded_image_size", "2", "--embed_dim", "4",
-        "--decoder_dim", "4", "--attention_dim", "4", "--val_beam_size", "1", "--print_every", "4",
-    ]  # fmt: skip
-
-    def run(name, *options):
-        run_script(train.main, train.Config, [*tiny, "--run_folder", str(tmp_path / name), *map(str, options)])
-        return tmp_path / name
-
-    return run
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_waits_for_the_end_of_the_block(number):
     done = []
