@@ -60,6 +60,8 @@ from captioning.preparation.vocabulary import (
 from captioning.storage.files import remove_leftovers
 from captioning.storage.folder_lock import sole_writer
 
+SMALL_SIDE = 32  # pixels: most encoders halve a photo's side five times
+
 
 def main(config):
     check_config(config)
@@ -83,6 +85,9 @@ def create_input_files(config, folder):
     photos = read_annotations(annotations, keep_splits=config.splits == "named")
     if not image_folder.is_dir():
         raise UserError(f"image_folder: {image_folder} is no folder; give the one that the photos are in")
+
+    if config.image_size < SMALL_SIDE:
+        print(f"image_size: {config.image_size} pixels leave many encoders nothing to see; give {SMALL_SIDE} or more")
 
     left_out = LeftOut(folder / f"UNREADABLE_{base}.csv", len(photos), config.max_unreadable)
     photos = locate_photos(photos, image_folder, left_out)

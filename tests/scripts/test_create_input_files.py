@@ -440,3 +440,11 @@ def test_neither_the_script_nor_its_workers_wait_for_torch():
     folder = Path(create_input_files.__file__).parent
     result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.stdout.strip() == "False"
+
+
+def test_photos_too_small_for_most_encoders_are_told_in_one_line(tmp_path, capsys):
+    make_dataset(tmp_path)
+    main(config(tmp_path))
+    assert "image_size: 16 pixels leave many encoders nothing to see; give 32 or more\n" in capsys.readouterr().out
+    main(config(tmp_path, image_size=32))
+    assert "image_size" not in capsys.readouterr().out
