@@ -21,7 +21,8 @@ from utils import CountOrZero, UserError
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
 SHAPES_RECIPE = """--encoder mobilenet_v3_small --encoder_weights none --fine_tune_encoder --encoder_lr 2e-3
     --decoder_lr 2e-3 --encoded_image_size 8 --embed_dim 128 --decoder_dim 256 --attention_dim 128 --dropout 0.1
-    --doubly_stochastic_weight 0 --image_major --batch_size 16 --epochs 8 --schedule cosine --val_beam_size 1"""
+    --doubly_stochastic_weight 0 --image_major --batch_size 16 --epochs 6 --schedule cosine --val_beam_size 1
+    --val_share 0.3"""
 # An encoder whose ImageNet weights come with pip, so that own photos need no download either.
 PHOTOS_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --image_major --batch_size 13 --decoder_lr 1e-3
     --schedule cosine --label_smoothing 0.1 --embedding_dropout 0.2 --epochs 12"""
