@@ -200,7 +200,7 @@ def test_what_killed_runs_left_is_removed_but_not_what_is_being_written(tmp_path
 
 
 def test_killed_runs_end_as_those_that_were_left_alone():
-    command = [sys.executable, ROOT / "tests" / "kill_training.py", "--kills", "2"]
+    command = [sys.executable, ROOT / "tests" / "hostile" / "kill_training.py", "--kills", "2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     for work in ("train", "draw", "preprocess", "cache"):
