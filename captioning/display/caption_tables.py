@@ -4,16 +4,19 @@ Captions of photos, printed and written: on the screen, in a table (.csv, .json)
 caption.py and blip.py share it. It knows no model.
 """
 
+import contextlib
 import csv
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from captioning.display.attention_figures import attention_figure
 from captioning.display.figure_files import save_figure, show_or_save
 from captioning.display.html_page import PageCaption, PagePhoto, write_page
+from captioning.preparation.photo_batches import photo_size
 from captioning.screen import printable
 from captioning.storage.files import atomic_path, save_json
 from utils import UserError
@@ -67,13 +70,26 @@ def print_captions(photos, single, drawn=False, figure=None, smooth=True):
 
 def draw_attention(photo, path, smooth):
     """Write the attention figure of a `CaptionedPhoto` to `path`; show it, or put it into outputs/, if that is None."""
-    figure = attention_figure(photo.image.transpose(1, 2, 0), photo.captions[0]["words"], photo.alphas, smooth=smooth)
+    figure = attention_figure(in_shape(photo), photo.captions[0]["words"], photo.alphas, smooth=smooth)
     if path:
         save_figure(figure, path)
     else:
         path = show_or_save(figure, default_figure_path(photo.path))
     if path:
         print(f"Attention figure: {path}")
+
+
+def in_shape(photo):
+    """
+    :param photo: `CaptionedPhoto`, whose pixels are a square, as the model saw them
+    :return: (H, W, 3) uint8, in the shape of its file, with the square's side as the longer one
+    """
+    pixels, side = photo.image.transpose(1, 2, 0), photo.image.shape[1]
+    with contextlib.suppress(OSError):  # the file may have vanished; then the square will do
+        width, height = photo_size(photo.path)
+        size = [max(1, round(side * length / max(width, height))) for length in (width, height)]
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    return pixels
 
 
 def default_figure_path(photo_path):
@@ -130,4 +146,4 @@ def page_photo(photo, model):
     """:return: `PagePhoto` with the best caption"""
     best = photo.captions[0]
     caption = PageCaption(model, best["words"], photo.alphas, best["log_prob"])
-    return PagePhoto(printable(photo.path), photo.image.transpose(1, 2, 0), [caption])
+    return PagePhoto(printable(photo.path), in_shape(photo), [caption])

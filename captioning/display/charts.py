@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from captioning.display.palette import ATTENTION, ENCODER, GREY
 
@@ -15,7 +16,9 @@ def length_histogram(lengths, max_len):
     :return: Figure
     """
     figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="words a caption", ylabel="captions")
+    axes = figure.add_subplot(xlabel="words per caption", ylabel="captions")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     longest = min(max(map(max, lengths.values())), 2 * max_len)
     for split, values in lengths.items():
         counts = np.bincount(np.minimum(values, longest), minlength=longest + 1)

@@ -63,8 +63,8 @@ def attention_step_diagram(image, scores, word):
     scores = np.asarray(scores, dtype=np.float64)
     alpha = np.exp(scores - scores.max())
     alpha /= alpha.sum()  # (s, s)
-    figure = Figure(figsize=(13, 3.6))
-    panels = figure.subplots(1, 4, gridspec_kw={"wspace": 0.3, "left": 0.02, "right": 0.98, "bottom": 0.14})
+    figure = Figure(figsize=(13, 4))
+    panels = figure.subplots(1, 4, gridspec_kw={"wspace": 0.3, "left": 0.02, "right": 0.98, "bottom": 0.24})
     lit = spotlight(image, upscale_attention(alpha, image.shape[:2]))
     pictures = (
         (image, None, "features", r"$a_i$, one vector per location"),
@@ -77,6 +77,8 @@ def attention_step_diagram(image, scores, word):
         show_photo(panel, picture, title, fontsize=14, cmap=cmap, extent=extent)
         panel.set_xlabel(formula, fontsize=14)
     draw_grid(panels[0], image, len(scores))
+    legend = panels[1].inset_axes((0.25, -0.32, 0.5, 0.05))
+    figure.colorbar(panels[1].images[0], cax=legend, orientation="horizontal")
     arrow = {"arrowstyle": "-|>", "linewidth": 2, "color": GREY, "mutation_scale": 20}
     for panel in panels[:3]:
         panel.annotate("", (1.27, 0.5), (1.03, 0.5), xycoords="axes fraction", arrowprops=arrow)

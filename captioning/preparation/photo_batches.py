@@ -9,11 +9,13 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from captioning.preparation.photos import photo_formats, photo_reader
 from captioning.screen import printable
 from utils import UserError
+
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of photos that are stored on their side
 
 
 def find_photos(names):
@@ -94,6 +96,13 @@ def read_batches(paths, size, batch_size, workers=None):
                 yield batch
     except BrokenProcessPool:
         raise UserError("workers: one was killed, most likely for lack of memory; run with fewer --workers") from None
+
+
+def photo_size(path):
+    """:return: (width, height) of an upright photo in pixels; only the file's first bytes are read"""
+    with Image.open(path, formats=photo_formats()) as photo:
+        turned = photo.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        return photo.size[::-1] if turned else photo.size
 
 
 def readable_photos(paths, pixels):

@@ -9,7 +9,7 @@ import skimage.data
 from browser import BRIGHTEST, CONTRASTS, OVERLAPS, SIZES, Page, start_chromium, wait_for
 from page_samples import METRICS, bump, drawn_photos, natural_photos, scored_photos, white_photo
 
-from captioning.display.attention_figures import spotlight, upscale_attention
+from captioning.display.attention_figures import FULL_LIGHT, spotlight, upscale_attention
 from captioning.display.html_page import PageCaption, PagePhoto, write_page
 
 CORNERS = np.stack([bump(1, 1), bump(1, 12), bump(12, 12)])  # of the words one, two, three
@@ -116,7 +116,7 @@ def test_the_overlay_is_the_spotlight_that_the_figures_draw(show):
     page.click(".word")
     page.choose("look", "grid locations")
     light = upscale_attention(alphas.reshape(7, 7), (256, 256), smooth=False)
-    expected = spotlight(seen, light).astype(int)
+    expected = spotlight(seen, light, FULL_LIGHT / 49).astype(int)
     off = np.abs(page.canvas().astype(int) - expected)
     assert off.max() <= 2  # weights are bytes here
     page.choose("look", "spotlight")
@@ -393,3 +393,12 @@ def test_a_thousand_photos_open_and_scroll(show, tmp_path, capsys):
             f"\n1,000 photos, 2 models: {size / 1e6:.1f} MB, written in {written:.1f} s, "
             f"opened in {page.seconds:.2f} s, sorted in {sorting:.2f} s, scrolled to the end in {scrolling:.1f} s"
         )
+
+
+def test_a_long_file_name_keeps_its_end(show):
+    name = "holiday/" * 30 + "IMG_0042.jpg"
+    page = show([PagePhoto(name, np.zeros((8, 8, 3), np.uint8), [PageCaption("m", ["a"])])])
+    start, end = page.all(".card h2 span")
+    assert end.text == name[-20:] and end.is_displayed()
+    assert end.rect["x"] + end.rect["width"] <= page.all(".card")[0].rect["x"] + page.all(".card")[0].rect["width"]
+    assert start.rect["width"] > 0

@@ -88,7 +88,7 @@ def check_line(line, case):
 
 COMMANDS = {
     "caption.py": ["--img", "photos/0.jpg", "--model", "model.pth"],
-    "eval.py": ["--checkpoint", "model.pth"],
+    "eval.py": ["--model", "model.pth"],
     "view_captions.py": ["--model", "model.pth"],
     "train.py": ["--data_folder", "data", "--data_name", NAME, "--resume", "model.pth"],
     "train.py ": ["--data_folder", "data", "--data_name", NAME, "--encoder_weights", "model.pth"],

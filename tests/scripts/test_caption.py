@@ -1,8 +1,10 @@
 """caption.py captions photos, folders and patterns: on the screen, as a table, as JSON, as a page."""
 
+import base64
 import csv
 import dataclasses
 import functools
+import io
 import json
 import math
 import re
@@ -171,6 +173,9 @@ def test_a_page_shows_every_photo_with_its_attention(models, folder):
     assert data["models"] == ["soft"]
     assert [photo["name"] for photo in data["photos"]] == [str(folder / name) for name in GOOD]
     for photo in data["photos"]:
+        jpeg = Image.open(io.BytesIO(base64.b64decode(photo["jpeg"])))
+        with Image.open(photo["name"]) as original:  # the model saw a square
+            assert jpeg.width / jpeg.height == pytest.approx(original.width / original.height, rel=0.05)
         best, words = expected(models[0], photo["name"])
         assert photo["captions"][0]["words"] == words
         assert photo["captions"][0]["logProb"] == pytest.approx(best.log_prob, abs=1e-3)

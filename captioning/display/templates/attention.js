@@ -4,12 +4,17 @@
 
 const redraws = new WeakMap(); // a canvas -> what draws it again, when the reader asks for another look
 
+const FULL_LIGHT = 4; // times the mean: as in attention_figures.py, even attention looks even
+
 /** Draw a photo, lit where one word's attention is. */
 function draw(canvas, image, attention, index) {
   const paint = () => {
     const [width, height] = [image.naturalWidth, image.naturalHeight];
     const style = document.getElementById("look").value;
     const light = stretch(weightsOf(attention, index), attention.side, width, height, style !== "squares");
+    const peak = attention.peaks[index] * attention.side ** 2; // in multiples of the mean
+    const scale = Math.min(1, peak / FULL_LIGHT);
+    for (let i = 0; i < light.length; i++) light[i] *= scale;
     canvas.width = width;
     canvas.height = height;
     const context = canvas.getContext("2d", { willReadFrequently: true });

@@ -5,6 +5,7 @@ const block = document.getElementById("data");
 const data = JSON.parse(block.textContent);
 block.remove();
 
+const NAME_END = 20; // last letters of a file's name, which are always shown
 const BATCH = 24; // cards that are added at a time, before the reader reaches the end
 const byId = (id) => document.getElementById(id);
 const list = byId("photos");
@@ -113,7 +114,11 @@ function makeCard(photo, wanted) {
   const image = card.querySelector("img");
   image.src = "data:image/jpeg;base64," + photo.jpeg;
   image.alt = "Photo " + photo.name;
-  card.querySelector("h2").textContent = card.querySelector("h2").title = photo.name;
+  const name = card.querySelector("h2");
+  name.title = photo.name;
+  name.append(document.createElement("span"), document.createElement("span"));
+  name.firstChild.textContent = photo.name.slice(0, -NAME_END); // what is too long loses its middle, not its end
+  name.lastChild.textContent = photo.name.slice(-NAME_END);
   const scope = byId("scope").value;
   photo.captions.forEach((caption, model) => {
     if (caption) card.querySelector(".captions").append(makeCaption(photo, caption, model, scope === "captions" ? wanted : []));

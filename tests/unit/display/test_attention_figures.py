@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from drawn_pictures import PHOTO, pictures
+from matplotlib import font_manager
 
 from captioning.display.attention_figures import attention_figure, spotlight, upscale_attention
 from captioning.display.figure_files import save_figure
@@ -122,3 +123,23 @@ def test_attention_that_does_not_fit_is_refused(words, alphas, betas):
 def test_a_photo_of_the_wrong_kind_is_refused(image):
     with pytest.raises(ValueError, match=r"image: found .* expected uint8 of shape \(H, W, 3\)"):
         attention_figure(image, WORDS, np.ones((3, 4)))
+
+
+def test_even_attention_stays_even_and_dim_and_each_panel_says_its_peak():
+    alphas = np.stack([np.full(16, 1 / 16), np.eye(16)[5], np.linspace(0.9, 1.1, 16) / 16])
+    figure = attention_figure(PHOTO, WORDS, alphas, smooth=False)
+    _, even, sharp, nearly = (panel.astype(float) for panel in pictures(figure))
+    assert np.ptp(even) == 0 and even.max() < 130  # of 200
+    assert sharp.max() == 200
+    assert np.ptp(nearly) < 20
+    assert [axes.get_xlabel() for axes in figure.axes[1:]] == [
+        "up to 1.0 × the mean", "up to 16.0 × the mean", "up to 1.1 × the mean",
+    ]  # fmt: skip
+
+
+def test_characters_that_no_font_has_are_named_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    attention_figure(PHOTO, ["狗"], np.full((1, 4), 0.25))
+    assert "no font on this computer has 狗" in capsys.readouterr().err
+    attention_figure(PHOTO, ["dog"], np.full((1, 4), 0.25))
+    assert capsys.readouterr().err == ""

@@ -17,3 +17,8 @@ def test_reliability_diagram_states_the_expected_calibration_error():
     top, bottom = figure.axes
     assert bottom.get_legend().get_title().get_text().endswith(f"{0.75 * 0.1 + 0.25 * 0.3:.3f}")
     assert [(round(bar.get_x(), 3), bar.get_height()) for bar in top.patches] == [(0.333, 0.75), (0.667, 0.25)]
+
+
+def test_lengths_on_the_axis_are_whole_numbers():
+    axes = length_histogram({"TRAIN": [1, 2, 3]}, 3).axes[0]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())

