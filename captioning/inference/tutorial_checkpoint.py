@@ -2,7 +2,7 @@
 A model that the field's tutorial trained, as a checkpoint of train.py.
 
 The tutorial pickles its modules as they are, so that torch.load would import and run whatever the file names. Only
-their tensors are taken out of it here (storage/unpickling.py), whichever PyTorch wrote it.
+their tensors are taken out of it here (storage/pickled_modules.py), whichever PyTorch wrote it.
 """
 
 import re
@@ -14,7 +14,7 @@ from captioning.inference.captioner import build_captioner
 from captioning.networks.backbones import build_backbone
 from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
 from captioning.networks.torchvision_networks import CONVOLUTIONS, FAMILY
-from captioning.storage.unpickling import load_pickled_modules
+from captioning.storage.pickled_modules import load_pickled_modules
 from datasets import load_word_map
 from utils import UserError, short
 

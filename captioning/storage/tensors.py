@@ -2,8 +2,7 @@
 Tensors in files, and the checkpoints made of them: written whole, read without running anything that is in them.
 """
 
-import pickle
-import re
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,8 +11,12 @@ import torch
 
 from captioning.storage.files import atomic_path, check_file
 from captioning.storage.hdf5 import MAX_IMAGE_SIZE
+from captioning.storage.unpickling import ZIP_MAGIC, UnlistedName, check_pickle
 from utils import UserError, short
 
+MOST_SHARING = 4  # so many tensors may, on average, share the bytes of a file: tied weights do
+MOST_VALUES = 2_000_000  # in a file of tensors, where each takes a byte or more; a word map has one a word
+MOST_LEVELS = 32  # of dicts and lists within each other
 FORMAT = 1  # of checkpoints; a higher one has parts that this code would not understand
 
 
@@ -34,14 +37,14 @@ def save_checkpoint(content, path, predecessor=None):
             raise error.__context__ if isinstance(error.__context__, OSError) else OSError(error) from error
 
 
-def load_checkpoint(path, device="cpu"):
+def load_checkpoint(path):
     """
     Read a checkpoint without running any code that may be in it.
 
     :return: dict
     :raises UserError: if the file is missing, damaged, or not a checkpoint of train.py
     """
-    checkpoint = load_tensors(path, device)
+    checkpoint = load_tensors(path)
     version = checkpoint.get("format", FORMAT)  # files written before there were versions have none
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise UserError(
@@ -63,24 +66,26 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-def load_tensors(path, device="cpu"):
+def load_tensors(path):
     """
     :return: the dict in a file that torch.save wrote (a checkpoint, a network's state dict)
     :raises UserError: if the file is missing or damaged, or holds anything but plain types
     """
     check_file(path)
     try:
-        check_archive(path)
+        new_format = check_archive(path)
+        check_pickle(path)
+        # Mapped, a file is not copied into memory twice; Windows lets nothing replace a mapped file.
+        mapped = new_format and os.name != "nt"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that torch.save does not write; the line below says it
-            content = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {wanted[1][:80]}" if wanted else "its pickle is not as torch.save writes it"
+            warnings.simplefilter("ignore")  # about storages of the kind that old PyTorch wrote
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = PlainCopy(MOST_SHARING * Path(path).stat().st_size).copy(content)
+    except UnlistedName as name:
         raise UserError(
-            f"{path}: is refused, and nothing of it was run: more than tensors and plain values found ({reason}); a "
-            "checkpoint of the tutorial can be converted with convert_checkpoint.py"
-        ) from error
+            f"{path}: is refused, and nothing of it was run: more than tensors and plain values found (it asks for "
+            f"{name}); a checkpoint of the tutorial can be converted with convert_checkpoint.py"
+        ) from None
     except Exception as error:  # a damaged file fails in a dozen ways: zipfile, struct, key and type errors
         reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:150]
         if "weights_only" in reason:  # advice on how to load it nevertheless
@@ -91,16 +96,67 @@ def load_tensors(path, device="cpu"):
     return content
 
 
+class PlainCopy:
+    """
+    Copies what a file holds into dicts, lists and tensors that are nothing more.
+
+    A dict from a file may have attributes that hide its methods, and a list that holds another twice, that one the next
+    one twice, ... is small, but has no end for whoever walks through it.
+    """
+
+    def __init__(self, most_bytes):
+        """:param most_bytes: that its tensors may have together; it may not have more values either"""
+        self.bytes, self.values = most_bytes, min(most_bytes, MOST_VALUES)
+
+    def copy(self, value, levels=MOST_LEVELS):
+        """
+        :return: the copy; tensors share their numbers with the original's
+        :raises ValueError: if it is too large, nested too deep, or holds anything but tensors and plain values
+        """
+        self.values -= 1
+        if levels < 0 or self.values < 0:
+            raise ValueError(f"more than {MOST_LEVELS} levels, or more values than the file can hold, found in it")
+        if isinstance(value, dict):
+            return {self.key(key): self.copy(item, levels - 1) for key, item in dict.items(value)}
+        if isinstance(value, list | tuple):
+            kind = list if isinstance(value, list) else tuple
+            return kind([self.copy(item, levels - 1) for item in kind.__iter__(value)])
+        if isinstance(value, torch.Tensor):
+            return self.tensor(value)
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError(f"a number of {value.bit_length()} bits found in it")
+        if value is None or isinstance(value, str | int | float):
+            return value
+        raise ValueError(f"a {type(value).__name__} found in it, tensors and plain values expected")
+
+    def key(self, key):
+        if not isinstance(key, str | int):
+            raise ValueError(f"a {type(key).__name__} found in it where a name is expected")
+        return key
+
+    def tensor(self, tensor):
+        self.bytes -= tensor.nbytes
+        if self.bytes < 0:
+            raise ValueError("its tensors have more numbers than the file")
+        return torch.Tensor.detach(tensor)  # without attributes of its own
+
+
 def check_archive(path):
-    """:raises ValueError: if a file of torch.save's zip format has changed since; torch.load compares no checksums"""
+    """
+    Compare a file's checksums, which torch.load does not.
+
+    :return: whether it is in torch.save's format since PyTorch 1.6, a zip file; the older one has no checksums
+    :raises ValueError: if it has changed since it was saved
+    """
     with Path(path).open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # the format before PyTorch 1.6, which has none
-            return
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+            return False
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} has changed since it was saved: its checksum is another")
+    return True
 
 
 def check_weights(module, state_dict, name):
@@ -113,14 +169,14 @@ def check_weights(module, state_dict, name):
         found, expected = (describe_tensor(tensors.get(key)) for tensors in (state_dict, own))
         if found != expected:
             raise UserError(f"{name}: '{str(key)[:80]}' is {found}, its model needs {expected}")
-        if state_dict[key].is_meta or not state_dict[key].isfinite().all():
-            raise UserError(f"{name}: '{key}' has values that are not finite numbers; the model is of no use")
+        if not state_dict[key].isfinite().all():
+            raise UserError(f"{name}: '{str(key)[:80]}' has values that are not finite numbers; the model is of no use")
 
 
 def describe_tensor(tensor):
     """:return: what kind of tensor it is, in words"""
     if tensor is None:
         return "missing"
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+    if not isinstance(tensor, torch.Tensor):
         return f"a {type(tensor).__name__}"
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

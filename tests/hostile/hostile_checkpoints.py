@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -93,6 +94,38 @@ def claims(count, legacy=False):
     return change
 
 
+def endless_key(levels, opcode):
+    """Put a dict there with one key: tuples within tuples, which whoever hashes it walks through."""
+    program = b"\x80\x02})" + opcode * levels + b"Ns."
+
+    def change(path):
+        if zipfile.is_zipfile(path):
+            with_zip(lambda name, content: program if name.endswith("data.pkl") else content)(path)
+        else:
+            heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+            path.write_bytes(b"".join(pickle.dumps(part, 2) for part in heads) + program + pickle.dumps([], 2))
+
+    return change
+
+
+def doubled_list(levels):
+    value = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def hiding_methods(state):
+    """:return: the same as an OrderedDict, whose attributes are in the way of its methods"""
+    state = OrderedDict(state)
+    vars(state).update(get=5, keys=5)
+    return state
+
+
+SMALL_BUT_ENDLESS = {
+    "has a key of tuples that are doubled 40 times": endless_key(40, b"2\x86"),
+    "has a key of tuples nested 200,000 deep": endless_key(200_000, b"\x85"),
+}
 EVIL = {
     "calls os.system": evil(os.system, "touch {}"),
     "calls exec": evil(exec, "open('{}', 'w')"),
@@ -164,7 +197,21 @@ CHECKPOINTS = [
             lambda content: content["encoder"].update({7: torch.ones(1)})),
         "has a decoder that is a tensor": with_checkpoint(lambda content: content.update(decoder=torch.ones(3))),
         "has a progress that is a text": with_checkpoint(lambda content: content.update(progress="far")),
+        "has an epoch of hundreds of digits": with_checkpoint(
+            lambda content: content["progress"].update(epoch=10**300)),
+        "is of a later format": with_checkpoint(lambda content: content.update(format=2)),
+        "has a list that is doubled 40 times": config(encoder=doubled_list(40)),
+        "has weights that are one number, repeated": decoder(
+            "fc.weight", lambda tensor: torch.zeros(1).expand(tensor.shape)),
+        "has weights of 40 GB that are one number": with_checkpoint(
+            lambda content: content["encoder"].update(more=torch.zeros(1).expand(10**10))),
+        "has a thousand names for one tensor": with_checkpoint(
+            lambda content: content["encoder"].update(dict.fromkeys(map(str, range(1000)), torch.zeros(10**5)))),
+        "has weights that are nested": decoder("fc.weight", lambda tensor: torch.nested.nested_tensor([tensor])),
+        **SMALL_BUT_ENDLESS,
     }),
+    Case("caption", "model.pth", "has weights whose attributes hide the methods of their dict", with_checkpoint(
+        lambda content: content.update(decoder=hiding_methods(content["decoder"]))), "same"),
     *[Case("caption", "model.pth", f"has a changed bit at {place:.3f} of its length", flip(place), "same")
       for place in np.random.default_rng(1).random(8).round(3).tolist()],
     *[Case("caption", "model.pth", f"has a changed bit in byte {place}", flip(place), "same")
@@ -196,6 +243,12 @@ CHECKPOINTS = [
         "has weights that are no numbers": decoder("fc.weight", lambda tensor: tensor * float("nan")),
         "has weights of another shape": decoder("fc.weight", lambda tensor: tensor[:, 1:]),
     }, says="resume"),
+    *refused("resume", "model.pth", {
+        "has a list that is doubled 40 times": config(encoder=doubled_list(40)),
+        "has moments that are one number, repeated": with_checkpoint(lambda content: [
+            moments.update(exp_avg=torch.zeros(1).expand(moments["exp_avg"].shape))
+            for moments in content["optimizer"]["state"].values()] and None),
+    }),
     *any_of("again", "run/last.pth", but=("is missing", "is a link to itself")),
     *refused("again", "run/last.pth", {
         "has curves that are a text": with_checkpoint(lambda content: content.update(curves="red")),
@@ -210,6 +263,7 @@ CHECKPOINTS = [
     *any_of("train", "weights.pth", but=("is a device without an end", "is all zeros")),
     *refused("train", "weights.pth", {
         **EVIL,
+        **SMALL_BUT_ENDLESS,
         "is of another network": with_checkpoint(lambda content: {"conv1.weight": torch.ones(64, 3, 7, 7)}),
         "has a weight that is a text": with_checkpoint(lambda content: content.update({"conv1.0.weight": "x"})),
         "has a weight of another shape": with_checkpoint(
@@ -250,6 +304,7 @@ TUTORIAL = [
         "calls eval, in the new format": evil_tutorial(eval, "open('{}', 'w')", zip_format=True),
         "calls os.system, in the new format": evil_tutorial(os.system, "touch {}", zip_format=True),
         "is a pickle that calls os.system": EVIL["is a pickle that calls os.system"],
+        **SMALL_BUT_ENDLESS,
         "is a text": write("weights"),
         "lacks its last byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
         "is one of ours": lambda path: shutil.copy(path.with_name("model.pth"), path),

@@ -11,7 +11,8 @@ import torch
 from conftest import WORD_MAP
 from tutorial_models import make_models, save
 
-from captioning.storage.unpickling import StoredTensor, load_pickled_modules, read_tensor
+from captioning.storage.pickled_modules import load_pickled_modules, read_tensors
+from captioning.storage.unpickling import Inert, StoredTensor
 from utils import UserError
 
 
@@ -121,7 +122,7 @@ def test_a_file_that_was_cut_off_or_changed_is_refused(models, tmp_path, format)
             assert all(isinstance(tensor, torch.Tensor) for tensor in tensors["decoder"].values())
 
 
-class Claims:
+class SixNumbers:
     """A storage that says how long it is."""
 
     dtype, key, count = torch.float32, "0", 6
@@ -130,15 +131,58 @@ class Claims:
 @pytest.mark.parametrize(
     "offset, size, stride",
     [(1, (2, 3), (3, 1)), (0, (7,), (1,)), (0, (2, 3), (3, 2)), (-1, (2,), (1,)), (0, (3,), (-1,)), (0, (10**9,), (0,)),
-     (0, (2,), (1, 1)), (0, (2.0,), (1,)), (0, (-1,), (1,))],
+     (0, (2,), (1, 1)), (0, (2.0,), (1,)), (0, (-1,), (1,)), (0, (True,), (1,)), (6, (), ())],
 )  # fmt: skip
 def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(offset, size, stride):
-    with pytest.raises((ValueError, TypeError)):
-        read_tensor(StoredTensor(Claims, offset, size, stride), lambda storage: bytes(24))
+    with pytest.raises(ValueError):
+        StoredTensor(SixNumbers, offset, size, stride)
 
 
-def test_tensors_are_cut_out_of_their_storage_as_they_were_stored():
+@pytest.mark.parametrize("size, stride", [((2,), (0,)), ((2, 2), (1, 1)), ((2, 3), (1, 1)), ((3, 2), (1, 2))])
+def test_a_tensor_that_has_a_number_of_its_storage_twice_is_refused(size, stride):
+    with pytest.raises(ValueError, match="repeats"):
+        StoredTensor(SixNumbers, 0, size, stride)
+
+
+@pytest.mark.parametrize("size, stride", [((2, 2), (1, 2)), ((3,), (2,)), ((0, 9), (9, 1)), ((1, 3), (0, 1)), ((), ())])
+def test_tensors_are_cut_out_of_their_storage_as_they_were_stored(size, stride):
     numbers = torch.arange(6.0)
-    read = lambda storage: numbers.numpy().tobytes()  # noqa: E731
-    assert read_tensor(StoredTensor(Claims, 1, (2, 2), (1, 2)), read).tolist() == [[1, 3], [2, 4]]
-    assert read_tensor(StoredTensor(Claims, 5, (), ()), read).item() == 5
+    module = Inert()
+    module.state = {"_parameters": {"w": StoredTensor(SixNumbers, 1, size, stride)}, "_buffers": {}, "_modules": {}}
+    found = read_tensors(module, lambda storage: numbers.numpy().tobytes(), most_bytes=24)["w"]
+    assert torch.equal(found, numbers.as_strided(size, stride, 1))
+
+
+def modules_within_modules(levels):
+    outer = torch.nn.Linear(1, 1)
+    for _ in range(levels):
+        outer = torch.nn.Sequential(outer)
+    return outer
+
+
+def one_tensor_often():
+    """A module of 20,000 parameters that are one."""
+    module = torch.nn.Identity()
+    module.weight = torch.nn.Parameter(torch.ones(1000))
+    module._parameters.update({f"w{i}": module.weight for i in range(20_000)})
+    return module
+
+
+@pytest.mark.parametrize(
+    "module, says",
+    [(modules_within_modules(100), "nested more than 32 deep"), (one_tensor_often(), "more numbers than the file")],
+    ids=["nested", "one tensor often"],
+)
+@pytest.mark.parametrize("format", ["zip", "legacy"])
+def test_a_small_file_does_not_become_a_large_model(tmp_path, module, says, format):
+    save(tmp_path / "a.pth.tar", torch.nn.Identity(), module, format)
+    with pytest.raises(UserError, match=f"a.pth.tar: cannot be read .*{says}"):
+        load_pickled_modules(tmp_path / "a.pth.tar", ("decoder",))
+
+
+@pytest.mark.parametrize("levels", [40, 1000])
+def test_a_key_that_would_take_for_ever_to_hash_is_refused(tmp_path, levels):
+    opcodes = b"}" + b")" + b"2\x86" * levels + b"Ns."  # an empty dict and tuple; each pair holds the last one twice
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02" + opcodes)
+    with pytest.raises(UserError, match="a.pth: cannot be read .*a tuple found where a name or a number is expected"):
+        load_pickled_modules(tmp_path / "a.pth", ("decoder",))
