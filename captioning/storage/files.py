@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 
@@ -28,10 +29,11 @@ def atomic_path(path, predecessor=None):
     :raises UserError: if the file cannot be written (disk full, no permission)
     """
     path = Path(path)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}tmp") for kind in ("", "old."))
+    token = secrets.token_hex(8)  # a process id may be another container's too
+    temporary, old = (path.with_name(f".{path.name}.{token}.{kind}tmp") for kind in ("", "old."))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open(temporary, "xb", opener=open_no_link) as file:  # noqa: PTH123  Path.open takes no opener
             if not lock(file):  # else nobody takes it, until the end, for what a killed run left behind
                 file.close()  # where there are no locks, an open file cannot be renamed either
             yield temporary
@@ -72,13 +74,18 @@ def link(path, second):
         flush(second)
 
 
+def open_no_link(path, flags):
+    """Open a file for `open`, but never through a link that somebody has put there."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def lock(file):
     """:return: whether this process now holds the open file's lock, which ends with the process, however it ends"""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, AttributeError):  # another holds it; or there are no locks here
         return False
-    return True
+    return os.fstat(file.fileno()).st_nlink > 0  # else another took it for a leftover, just before
 
 
 def remove_leftovers(folder, names):
@@ -87,7 +94,7 @@ def remove_leftovers(folder, names):
 
     :param names: regular expression of the names that the files were to get
     """
-    ours = re.compile(rf"\.+({names})(\.\d+\.(old\.)?tmp)+")
+    ours = re.compile(rf"\.+({names})(\.[0-9a-f]+\.(old\.)?tmp)+")
     for path in Path(folder).glob(".*.tmp"):
         if ours.fullmatch(path.name):
             with contextlib.suppress(OSError), path.open("rb+") as file:  # it may vanish meanwhile

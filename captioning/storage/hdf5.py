@@ -56,7 +56,7 @@ def map_rows(path, name):
     """
     rows = open_hdf5(path, name)[name]
     offset = rows.id.get_offset()
-    if offset is None:
+    if offset is None or rows.file.userblock_size > 0:  # bytes before it, from which offsets may or may not count
         return rows
     return np.memmap(path, dtype=rows.dtype, mode="r", offset=offset, shape=rows.shape)
 
@@ -72,17 +72,31 @@ def open_hdf5(path, name):
         )
     check_file(path)
     try:
-        file = h5py.File(path, "r", locking=False)  # files never change once they have their name
-        rows = file.get(name)
+        file = open_to_read(path)
+        # A link may lead to a pipe, which would be waited for: it is looked at before it is followed.
+        rows = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     except Exception as error:  # what a damaged file makes of the HDF5 library is not to be foreseen
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{path}: is not a whole HDF5 file ({reason}); make it again") from None
+    if isinstance(rows, h5py.Dataset) and (rows.external or rows.is_virtual):
+        raise UserError(f"{path}: its '{name}' lie in another file; give one that holds them itself")
     if not isinstance(rows, h5py.Dataset) or rows.ndim != 4 or rows.size == 0:
         raise UserError(f"{path}: has no photos under '{name}'; make it again with create_input_files.py")
-    if rows.external or rows.is_virtual or rows.file.filename != file.filename:
-        raise UserError(f"{path}: its '{name}' lie in another file; give one that holds them itself")
     if name == "images" and (rows.shape[1] != 3 or rows.shape[2] != rows.shape[3] or rows.dtype != np.uint8):
         raise UserError(f"{path}: photos of {rows.shape} {rows.dtype} found, (photos, 3, side, side) uint8 expected")
     if name == "images" and rows.shape[3] > MAX_IMAGE_SIZE:
         raise UserError(f"{path}: photos of {rows.shape[3]} pixels found, at most {MAX_IMAGE_SIZE} expected")
     return file
+
+
+def open_to_read(path):
+    """
+    :return: an open h5py.File
+    :raises OSError: if it is no HDF5 file
+    """
+    try:
+        return h5py.File(path, "r", locking=False)  # files never change once they have their name
+    except OSError as error:
+        if "locking flag" in str(error):  # it is open elsewhere in this process, where it was opened with locks
+            return h5py.File(path, "r")
+        raise

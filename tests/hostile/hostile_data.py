@@ -1,6 +1,7 @@
 """Broken and hostile files of those that preprocessing wrote: photos and captions for training, cached features."""
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -34,6 +35,13 @@ def link_out(file):
     file["images"] = h5py.ExternalLink(str(Path(file.filename).with_name(NAME_OF_VAL)), "images")
 
 
+def link_to_pipe(file):
+    del file["images"]
+    pipe = Path(file.filename).with_name("pipe")
+    os.mkfifo(pipe)
+    file["images"] = h5py.ExternalLink(str(pipe), "images")
+
+
 def zeros(*shape, dtype="uint8"):
     return np.zeros(shape, dtype)
 
@@ -59,6 +67,7 @@ DATA = [
         "has pixels in any other file": with_images(None, shape=SOUND, dtype="uint8",
                                                     external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
         "has photos that are a link to another file": with_hdf5(link_out),
+        "has photos that are a link to a pipe": with_hdf5(link_to_pipe),
         "has photos that are a link to themselves": with_hdf5(
             lambda file: (file.pop("images"), file.__setitem__("images", h5py.SoftLink("/images")))),
         "does not say captions_per_image": with_hdf5(lambda file: file.attrs.clear()),
