@@ -67,7 +67,10 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
             )
         batches = compute_features(encoder, images, device, batch_size, autocast)
         if is_first():
-            write_features(path, key, shape, batches)
+            try:
+                write_features(path, key, shape, batches)
+            except UserError as error:  # the disk is full, or nothing may be written here
+                raise UserError(f"{error}; or go without the cache: --no_cache_features") from error
         else:
             list(batches)  # empty: the first process gets them all
         from_first("the file is there")
@@ -152,7 +155,7 @@ def load_on_gpu(path, device):
         return None
     features = torch.empty(rows.shape, dtype=torch.float16, device=device)
     for i in range(0, len(rows), 1024):
-        features[i : i + 1024] = torch.from_numpy(rows[i : i + 1024]).to(device)
+        features[i : i + 1024] = torch.tensor(rows[i : i + 1024]).to(device)  # copied: the map is read-only
     print(f"The features are on the GPU: {rows.size * rows.itemsize / 1e9:.2f} GB")
     return features
 
