@@ -31,7 +31,7 @@ def locate_photos(photos, image_folder, left_out):
             names = [photo.file_name, *photo.other_names]
             names = [name for name in names if (image_folder / name).exists()]
         except (OSError, ValueError) as error:  # a name that the file system cannot hold
-            left_out.add(photo, f"missing ({error})")
+            left_out.add(photo, f"missing ({getattr(error, 'strerror', None) or error})")
             continue
         if names:
             take(photo, names[0], image_folder)
