@@ -74,7 +74,8 @@ ANNOTATIONS = [
     Case("create", "karpathy.json", "has nothing to train on", with_json(
         lambda content: [photo.update(split="val") for photo in content["images"]] and None), says="to train on"),
     Case("create", "karpathy.json", "has no words", with_json(
-        lambda content: [photo.update(sentences=[]) for photo in content["images"]] and None), says="has a caption with words"),
+        lambda content: [photo.update(sentences=[]) for photo in content["images"]] and None),
+        says="has a caption with words"),
     Case("create", "karpathy.json", "names photos that no disk can hold", with_json(
         lambda content: [photo.update(filename=f"{i}" * 300) for i, photo in enumerate(content["images"])] and None),
         says="8 of 8 photos are missing"),
