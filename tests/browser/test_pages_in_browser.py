@@ -12,6 +12,8 @@ from page_samples import METRICS, bump, drawn_photos, natural_photos, scored_pho
 from captioning.display.attention_figures import FULL_LIGHT, spotlight, upscale_attention
 from captioning.display.html_page import PageCaption, PagePhoto, write_page
 
+pytestmark = pytest.mark.browser
+
 CORNERS = np.stack([bump(1, 1), bump(1, 12), bump(12, 12)])  # of the words one, two, three
 PLACES = [(1.5 / 14, 1.5 / 14), (1.5 / 14, 12.5 / 14), (12.5 / 14, 12.5 / 14)]
 

@@ -16,6 +16,8 @@ from hostile_checkpoints import EVIL
 from hostile_files import NAME, RUNS, SCRIPTS, make_sound_files, run, try_case
 from hostile_table import CASES, reports
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

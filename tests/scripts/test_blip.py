@@ -30,6 +30,8 @@ from captioning.storage.tensors import load_tensors
 from datasets import CaptionDataset
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["a", "red", "cat", "sat", "on", "my", "mat"]
 NAME = "shapes_5_cap_per_img_0_min_word_freq"
 

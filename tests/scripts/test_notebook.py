@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "image_captioning.ipynb"
 QUICK = {"SCENES": 40, "EPOCHS": 2, "SIZE": 64, "GRID": 2}  # a model that says little, but runs through every cell

@@ -14,6 +14,8 @@ import run_pipeline
 from captioning.preparation.shapes import create_shapes
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TINY = [
     "--encoder", "shufflenet_v2_x0_5", "--encoder_weights", "none", "--fine_tune_encoder", "--image_major",

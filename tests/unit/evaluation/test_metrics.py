@@ -17,6 +17,8 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from captioning.evaluation import metrics
 from utils import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def words(*captions):
     return [caption.split() for caption in captions]
