@@ -33,7 +33,7 @@ from utils import (
 @dataclass
 class Config:
     img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
-    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest of runs/
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest, or ours
     output: str | None = None  # also write the captions here: .csv, .json or .html
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice

@@ -27,7 +27,7 @@ from utils import (
 
 @dataclass
 class Config:
-    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest of runs/
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several for an ensemble; default the newest, or ours
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     split: tuple[Split, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
     beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice

@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import skimage.data
+
 from captioning.command_line import check_fields, run_script
 from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json
@@ -32,6 +34,7 @@ LITTLE_DATA_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --im
     --embed_dim 256 --decoder_dim 256 --attention_dim 256 --decoder_lr 1e-3 --schedule cosine --epochs 60
     --stop_patience 60"""
 LITTLE_DATA = 1000  # photos
+PRETRAINED = Path(__file__).parent / "pretrained/flickr8k.pth"  # the model that comes with the collection
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Config:
     dataset: str = "shapes"  # name for the files; shapes is drawn on the spot
     annotations: tuple[str, ...] | str | None = None  # captions of your own data, as for create_input_files.py
     image_folder: str | None = None  # its photos; default images/ beside the annotations
-    min_word_freq: CountOrZero | None = None  # words as rare as this become <unk>; default 5, or 1 for few photos
+    min_word_freq: CountOrZero | None = None  # words as rare as this become <unk>; default 5, or 0 for few photos
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
     train_options: str | None = None  # added to the recipe, as --train_options="--epochs 5"
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
@@ -65,11 +68,21 @@ def main(config):
     data_name = f"{config.dataset}_5_cap_per_img_{min_word_freq}_min_word_freq"
     data = ["--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder, "--resume", "auto"]
     best = f"{run_folder}/best.pth"
+    if not annotations and PRETRAINED.is_file():  # something to see before the training
+        run("caption.py", "--img", *sample_photos(), "--model", str(PRETRAINED), "--no_unk",
+            "--output", "outputs/samples.html", "--overwrite")  # fmt: skip
     run("create_input_files.py", *create)
     run("train.py", *data, *shlex.split(recipe), *train_options)
     run("eval.py", "--model", best)
     img = config.img or first_photo(folder, data_name, image_folder)
     run("caption.py", "--img", img, "--model", best, "--figure", f"{run_folder}/attention.png", "--overwrite")
+
+
+def sample_photos():
+    """:return: paths of photos that come with scikit-image and may be shown to anybody"""
+    folder = Path(skimage.data.__file__).parent
+    names = ("astronaut.png", "camera.png", "motorcycle_left.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    return [str(folder / name) for name in names if (folder / name).is_file()]
 
 
 def split_options(text):
@@ -97,7 +110,7 @@ def choose_recipe(annotations):
         name = f"{num_photos} photos"
         create_options, recipe = {"min_word_freq": 5, "val_share": 0.1}, PHOTOS_RECIPE
         if num_photos < LITTLE_DATA:
-            create_options, recipe = {"min_word_freq": 1, "val_share": 0.2}, LITTLE_DATA_RECIPE
+            create_options, recipe = {"min_word_freq": 0, "val_share": 0.2}, LITTLE_DATA_RECIPE
     print(f"Recipe for {name}: {' '.join(recipe.split())}")
     print('Change it with --train_options="--name value ...", which is added to it')
     return create_options, recipe

@@ -16,7 +16,7 @@ from utils import BeamSize, CaptionLength, Count, ImageSize, Split, UserError, W
 
 @dataclass
 class Config:
-    model: tuple[str, ...] = ()  # checkpoints or run folders, several to compare; default the newest of runs/
+    model: tuple[str, ...] = ()  # checkpoints or run folders, several to compare; default the newest, or ours
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
     split: Split = "VAL"  # TRAIN, VAL or TEST

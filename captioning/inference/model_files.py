@@ -5,6 +5,7 @@ from pathlib import Path
 from utils import UserError
 
 MODEL_ENDINGS = (".pth", ".pt", ".tar")
+PRETRAINED = Path(__file__).parents[2] / "pretrained/flickr8k.pth"  # the model that comes with the collection
 
 
 def find_checkpoint(name):
@@ -18,10 +19,12 @@ def find_checkpoint(name):
 
 def newest_checkpoint(folder="runs"):
     """
-    :return: path of the newest best.pth below `folder`
-    :raises UserError: if there is none
+    :return: path of the newest best.pth below `folder`; if there is none, of the model that comes with the collection
+    :raises UserError: if that is missing too
     """
     found = [path for path in Path(folder).glob("**/best.pth") if path.is_file()]
+    if not found and PRETRAINED.is_file():
+        return PRETRAINED
     if not found:
         raise UserError(f"{folder}: no best.pth found; train a model first (python train.py), or name a checkpoint")
     return max(found, key=lambda path: path.stat().st_mtime)

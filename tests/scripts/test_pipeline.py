@@ -189,7 +189,7 @@ def test_train_options_are_added_to_the_recipe_which_is_printed(tmp_path, comman
     create, train, *_ = commands(annotations="a.csv", train_options="--epochs 5 --val_beam_size '1'")
     assert (value(train, "--epochs"), value(train, "--val_beam_size")) == ("5", "1")
     assert value(train, "--encoder") == "efficientnet_lite2"  # its weights need no download
-    assert value(create, "--min_word_freq") == "1" and value(create, "--val_share") == "0.2"
+    assert value(create, "--min_word_freq") == "0" and value(create, "--val_share") == "0.2"
     assert "Recipe for 6 photos: --encoder efficientnet_lite2" in capsys.readouterr().out
 
 
