@@ -72,8 +72,8 @@ from captioning.display.caption_tables import (
     print_captions,
     write_captions,
 )
-from captioning.inference.captioner import load_captioner
 from captioning.inference.model_files import describe_model, find_checkpoint, is_model
+from captioning.inference.trained_model import load_captioner
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
 from captioning.storage.files import check_not_an_input
 

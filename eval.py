@@ -59,8 +59,8 @@ from captioning.evaluation.calibration import collect_outputs, fit_temperature, 
 from captioning.evaluation.pointing_game import check_boxes, pointing_game
 from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
 from captioning.features import build_loader
-from captioning.inference.captioner import load_captioner
 from captioning.inference.model_files import check_photos, describe_model, locate_data
+from captioning.inference.trained_model import load_captioner
 from captioning.storage.files import save_json
 from datasets import CaptionDataset
 

@@ -143,7 +143,7 @@ from captioning import distributed
 from captioning.display.attention_figures import attention_figure
 from captioning.evaluation import metrics
 from captioning.features import build_loader
-from captioning.inference.captioner import Captioner
+from captioning.inference.trained_model import Captioner
 from captioning.storage.hdf5 import open_hdf5
 from captioning.training.data_identity import UnchangedFiles, describe_data, open_validation_data
 from captioning.training.gradient_steps import clip_gradients, window_of

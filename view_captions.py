@@ -44,7 +44,6 @@ from tqdm import tqdm
 from captioning.display.html_page import PageCaption, PagePhoto, check_page_path, write_page
 from captioning.evaluation import metrics
 from captioning.features import read_images
-from captioning.inference.captioner import load_captioner
 from captioning.inference.model_files import (
     check_photos,
     choose_dataset,
@@ -53,6 +52,7 @@ from captioning.inference.model_files import (
     locate_data,
     newest_checkpoint,
 )
+from captioning.inference.trained_model import load_captioner
 from captioning.storage.files import check_not_an_input, load_json
 from captioning.storage.hdf5 import open_hdf5
 from datasets import CaptionDataset

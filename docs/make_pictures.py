@@ -193,7 +193,7 @@ def built_in_dataset():
 
 def result(checkpoint, scene):
     """Caption a scene of the test split with a trained model and draw where it looked."""
-    from captioning.inference.captioner import load_captioner  # here only: the other pictures need no model
+    from captioning.inference.trained_model import load_captioner  # here only: the other pictures need no model
 
     captioner, content, path = load_captioner(checkpoint)
     rng = np.random.default_rng([0, 2, scene])  # seed 0, split 2: as in shapes.create_shapes

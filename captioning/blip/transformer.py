@@ -20,7 +20,7 @@ from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from captioning.inference.captioner import SplitCaptions
+from captioning.inference.trained_model import SplitCaptions
 from captioning.preparation.tokenizer import tokenize
 from captioning.storage.files import atomic_path
 from utils import UserError

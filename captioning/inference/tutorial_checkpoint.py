@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from captioning.inference.captioner import build_captioner
+from captioning.inference.trained_model import build_captioner
 from captioning.networks.backbones import build_backbone
 from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
 from captioning.networks.torchvision_networks import CONVOLUTIONS, FAMILY

@@ -12,7 +12,7 @@ from collections import Counter
 
 import torch
 
-from captioning.inference.captioner import Captioner
+from captioning.inference.trained_model import Captioner
 
 LONGEST_NGRAM = 4
 SIGMA = 6.0  # of the Gaussian by which CIDEr-D punishes a difference in length, in words

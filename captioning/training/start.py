@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from captioning.distributed import wrap
-from captioning.inference.captioner import load_captioner
+from captioning.inference.trained_model import load_captioner
 from captioning.networks.backbones import load_backbone
 from captioning.networks.registry import SETTINGS, build_decoder, build_encoder
 from captioning.preparation.word_vectors import load_word_vectors

@@ -19,7 +19,7 @@ from PIL import Image
 import train
 from caption import Config, main
 from captioning.command_line import parse_args
-from captioning.inference.captioner import load_captioner
+from captioning.inference.trained_model import load_captioner
 from captioning.networks.registry import build_decoder
 from captioning.preparation.photo_batches import find_photos
 from captioning.preparation.photos import read_photo

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from conftest import WORD_MAP
 from tutorial_models import greedy_caption, make_models, save
 
-from captioning.inference.captioner import load_captioner
 from captioning.inference.model_files import describe_model
 from captioning.inference.search import beam_search
+from captioning.inference.trained_model import load_captioner
 from captioning.inference.tutorial_checkpoint import find_network
 from captioning.networks.backbones import build_backbone
 from captioning.networks.torchvision_networks import ENCODERS

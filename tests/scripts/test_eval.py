@@ -13,7 +13,7 @@ from captioning.evaluation import metrics
 from captioning.evaluation.calibration import collect_outputs, measure
 from captioning.evaluation.split_scores import describe_statistics
 from captioning.features import build_loader
-from captioning.inference.captioner import load_captioner
+from captioning.inference.trained_model import load_captioner
 from eval import Config, main
 from utils import UserError
 

@@ -10,7 +10,7 @@ import torch
 
 import train
 from captioning.evaluation import metrics
-from captioning.inference.captioner import load_captioner
+from captioning.inference.trained_model import load_captioner
 from captioning.networks.registry import build_decoder
 from captioning.storage.tensors import save_checkpoint
 from models import Encoder

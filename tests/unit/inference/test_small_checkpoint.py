@@ -5,7 +5,7 @@ import torch
 from conftest import WORD_MAP
 
 import convert_checkpoint
-from captioning.inference.captioner import load_captioner
+from captioning.inference.trained_model import load_captioner
 from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from utils import UserError

@@ -87,7 +87,7 @@ def test_log_csv_has_a_row_for_each_epoch_also_of_a_resumed_run(training):
 def test_the_validation_loss_is_the_cross_entropy_of_all_words_under_teacher_forcing(training):
     folder = training("run", "--epochs", 1)
     from captioning.features import build_loader
-    from captioning.inference.captioner import load_captioner
+    from captioning.inference.trained_model import load_captioner
 
     captioner, checkpoint, _ = load_captioner(folder / "last.pth")
     data = checkpoint["config"]["data_folder"], "tiny", "VAL"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from conftest import WORD_MAP
 from saved_model import save_model
 
-from captioning.inference.captioner import Captioner, load_captioner
 from captioning.inference.search import Rules, beam_search
+from captioning.inference.trained_model import Captioner, load_captioner
 from captioning.networks.ensemble import Ensemble
 from captioning.networks.registry import AdaptiveAttention, ShowAndTell
 from datasets import Batch
