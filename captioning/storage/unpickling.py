@@ -213,7 +213,12 @@ def open_zip(file, inert):
     def read_storage(storage):
         return archive.read(entries[f"data/{storage.key}"])  # checks its CRC-32
 
-    return Unpickler(io.BytesIO(archive.read(entries["data.pkl"])), inert).load(), read_storage
+    unpickler = Unpickler(io.BytesIO(archive.read(entries["data.pkl"])), inert)
+    content = unpickler.load()
+    for storage in unpickler.storages.values():  # a reader that maps the file would go on into the next record
+        if entries[f"data/{storage.key}"].file_size != storage.count * storage.dtype.itemsize:
+            raise ValueError(f"a storage is not of the {storage.count} numbers that it should have")
+    return content, read_storage
 
 
 def open_legacy(file, inert):

@@ -189,7 +189,7 @@ def limits():
     def stop(*_):
         raise Hang(f"still not done after {SECONDS} s")
 
-    def shared_words(truth, guess):
+    def shared_words(truth, guess, meteor=None):
         return 0.5, [0.5] * len(guess)
 
     meteor, metrics.meteor_scores = metrics.meteor_scores, shared_words
