@@ -1,5 +1,6 @@
 """
-Every picture of the README: `python docs/make_pictures.py`.
+The pictures of README and docs: `python docs/make_pictures.py`. Two are made by the scripts themselves: photo.png by
+`caption.py --figure`, with the model in pretrained/, and calibration.png by `eval.py --calibrate`.
 
 The photo is scikit-image's sample "chelsea"; the scenes are those of the built-in dataset. With a checkpoint that was
 trained on it (`--checkpoint runs/shapes/best.pth`) the result picture is made too: a test photo with its caption.

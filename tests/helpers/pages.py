@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/results.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    ROOT / "benchmarks/results.md",
+    ROOT / "pretrained/README.md",
+]
 FILE_NAME = re.compile(r"[\w./-]+\.(?:py|md|ipynb|toml|cff|yaml)|requirements[\w-]*\.txt|Makefile|[\w./-]+/")
 
 
