@@ -5,6 +5,9 @@ and DINOv2's image towers among them (timm_networks.py).
 A further one needs a function that takes 'imagenet' or 'none' and gives a `Backbone`, and a line in `build_backbone`.
 """
 
+import difflib
+import re
+
 from captioning.networks import torchvision_networks
 from captioning.storage.tensors import check_weights
 from utils import UserError, short
@@ -28,7 +31,8 @@ def build_backbone(name, weights="none"):
         from captioning.networks import timm_networks  # importing timm takes as long as captioning a photo
 
         return timm_networks.build_lite(name, weights) if name in LITE else timm_networks.build(name, weights)
-    raise UserError(f"encoder: {short(name)} is unknown; choose timm/<name>, or one of {', '.join(NAMES)}")
+    near = difflib.get_close_matches(str(name), NAMES, n=5, cutoff=0.3) or NAMES[:5]
+    raise UserError(f"encoder: {short(name)} is unknown; did you mean {', '.join(near)}? docs/recipes.md lists all")
 
 
 def load_backbone(encoder, state_dict, source="state dict"):
@@ -39,6 +43,7 @@ def load_backbone(encoder, state_dict, source="state dict"):
     :param source: of the weights, for messages
     :raises UserError: if a key of the network is missing or of another shape
     """
+    state_dict = with_own_names(state_dict)
     # A wrapped network's own names do not begin with the wrapper's.
     state_dict = {**state_dict, **{f"network.{key}": tensor for key, tensor in state_dict.items()}}
     own = encoder.backbone.state_dict()
@@ -51,3 +56,16 @@ def load_backbone(encoder, state_dict, source="state dict"):
     check_weights(encoder.backbone, taken, f"{source}: not the weights of {encoder.name}")
     encoder.backbone.load_state_dict(taken)
     encoder.pretrained = True
+
+
+def with_own_names(state_dict):
+    """
+    :param state_dict: of a network; or a training's checkpoint, which holds one under 'state_dict' or 'model'
+    :return: the network's, without what DataParallel puts before the names; old DenseNets' `norm.1` as `norm1`
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(state_dict.get(key), dict):
+            state_dict = state_dict[key]
+    names = {key: str(key).removeprefix("module.") for key in state_dict}
+    names = {key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name) for key, name in names.items()}
+    return {names[key]: tensor for key, tensor in state_dict.items()}

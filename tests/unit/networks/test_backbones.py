@@ -2,6 +2,7 @@
 
 import email.message
 import io
+import re
 import urllib.error
 
 import pytest
@@ -379,3 +380,28 @@ def test_weights_of_timms_own_names_are_taken():
     load_backbone(encoder, other.backbone.network.state_dict(), "w.pth")
     for key, tensor in other.backbone.state_dict().items():
         assert torch.equal(encoder.backbone.state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_weights_of_a_trainings_checkpoint_are_taken(resnet_weights, key, prefix):
+    content = {prefix + name: tensor for name, tensor in resnet_weights.items()}
+    encoder = Encoder("resnet18")
+    load_backbone(encoder, {key: content, "epoch": 90} if key else content, "w.pth")
+    assert torch.equal(encoder.state_dict()["backbone.conv1.weight"], resnet_weights["conv1.weight"])
+
+
+def test_torchvisions_released_densenet_files_are_taken():
+    torch.manual_seed(0)
+    weights = scrambled(torchvision.models.densenet121()).state_dict()
+    released = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): t for key, t in weights.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in released
+    encoder = Encoder("densenet121")
+    load_backbone(encoder, released, "densenet121-a639ec97.pth")
+    for key, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, weights[key])
+
+
+def test_an_unknown_name_is_told_the_nearest():
+    with pytest.raises(UserError, match="'resnet1001' is unknown; did you mean resnet101"):
+        Encoder("resnet1001")
