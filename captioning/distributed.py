@@ -37,6 +37,7 @@ def join_processes(device_name, tf32=True):
     if "WORLD_SIZE" not in os.environ:  # torchrun's
         yield choose_device(device_name, tf32)
         return
+    check_launcher()
     store, rank, world_size = next(dist.rendezvous("env://"))  # the store keeps numbers for all, also for the last one
     try:
         device = choose_own_device(device_name, tf32)
@@ -67,6 +68,18 @@ def is_told(store):
         return store.add("complaints", 1) > 1
     except dist.DistError:  # the first process keeps the store, and has ended
         return True
+
+
+def check_launcher():
+    """:raises UserError: if WORLD_SIZE is set, but not what else torchrun sets with it"""
+    numbers = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    missing = [name for name in (*numbers, "MASTER_ADDR") if not os.environ.get(name)]
+    wrong = [name for name in numbers if not os.environ.get(name, "0").isdecimal()]
+    if missing or wrong:
+        raise UserError(
+            f"WORLD_SIZE: set in the environment, but {', '.join(missing or wrong)} "
+            f"{'not' if missing else 'no whole number'}; start several processes with torchrun, or unset WORLD_SIZE"
+        )
 
 
 def choose_own_device(name, tf32=True):

@@ -419,3 +419,23 @@ def test_a_killed_process_ends_the_others_within_a_minute_with_a_line_and_the_ru
     config.resume = str(run_folder / "last.pth")
     train.main(config)
     assert load_checkpoint(run_folder / "last.pth")["progress"]["epoch"] == epoch + 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR not"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}, "LOCAL_RANK not"),
+        (
+            {"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+            "WORLD_SIZE no whole number",
+        ),
+    ],
+)
+def test_the_world_size_of_another_launcher_is_one_line(monkeypatch, environment, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^WORLD_SIZE: set in the environment, but {message}; start"):
+        distributed.join_processes("cpu").__enter__()
