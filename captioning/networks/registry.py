@@ -28,10 +28,11 @@ class Setting(NamedTuple):
 
 
 ALL = tuple(DECODERS)
+WITH_ATTENTION = ("soft", "hard", "spatial", "adaptive")
 SETTINGS = {
     "embed_dim": Setting(512, "embed_dim", ALL, Dimension),
     "decoder_dim": Setting(512, "decoder_dim", ALL, Dimension),
-    "attention_dim": Setting(512, "attention_dim", ("soft", "hard", "spatial", "adaptive"), Dimension),
+    "attention_dim": Setting(512, "attention_dim", WITH_ATTENTION, Dimension),
     "encoded_image_size": Setting(14, "encoded_image_size", ALL, GridSide),
     "dropout": Setting(0.5, "dropout", ALL, Probability),
     "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, Probability),
@@ -39,9 +40,7 @@ SETTINGS = {
     "decoder_layers": Setting(1, "layers", ALL, Layers),
     "gate": Setting(True, "gate", ("soft", "hard"), bool),
     "deep_output": Setting(False, "deep_output", ("soft", "hard"), bool),
-    "attention_nonlinearity": Setting(
-        "relu", "nonlinearity", ("soft", "hard", "spatial", "adaptive"), Literal["relu", "tanh"]
-    ),
+    "attention_nonlinearity": Setting("relu", "nonlinearity", WITH_ATTENTION, Literal["relu", "tanh"]),
     "embedding_max_norm": Setting(None, "embedding_max_norm", ALL, Positive | None),
     "tie_weights": Setting(False, "tie_weights", ALL, bool),
     "hard_expected_share": Setting(0.5, "expected_share", ("hard",), Share),
