@@ -71,15 +71,15 @@ def is_told(store):
 
 
 def check_launcher():
-    """:raises UserError: if WORLD_SIZE is set, but not what else torchrun sets with it"""
-    numbers = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
-    missing = [name for name in (*numbers, "MASTER_ADDR") if not os.environ.get(name)]
-    wrong = [name for name in numbers if not os.environ.get(name, "0").isdecimal()]
-    if missing or wrong:
-        raise UserError(
-            f"WORLD_SIZE: set in the environment, but {', '.join(missing or wrong)} "
-            f"{'not' if missing else 'no whole number'}; start several processes with torchrun, or unset WORLD_SIZE"
-        )
+    """:raises UserError: if WORLD_SIZE is set, but not all that torchrun sets with it"""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    advice = "start several processes with torchrun, or unset WORLD_SIZE"
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE: set by another launcher, without {', '.join(missing)}; {advice}")
+    for name in names[:-1]:
+        if not os.environ[name].isdecimal():
+            raise UserError(f"{name}: {os.environ[name][:80]!r} found, a whole number expected; {advice}")
 
 
 def choose_own_device(name, tf32=True):
