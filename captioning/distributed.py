@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import UserError, choose_device, seed_everything
+from utils import UserError, allow_tf32, choose_device, seed_everything
 
 PATIENCE = timedelta(minutes=30)  # with a process that is silent but alive; one that dies is noticed at once
 
@@ -93,7 +93,8 @@ def choose_own_device(name, tf32=True):
     if number >= gpus:
         raise UserError(f"nproc_per_node: more than {gpus} found, which is the number of GPUs here; give one for each")
     torch.cuda.set_device(number)
-    return choose_device(f"cuda:{number}", tf32)
+    allow_tf32(tf32)
+    return torch.device("cuda", number)
 
 
 def is_lost_contact(error):
