@@ -99,9 +99,16 @@ def choose_device(name, tf32=True):
             f"device: '{name}' cannot be used ({reason}); 'auto', 'cpu' or a GPU such as 'cuda' expected"
         ) from error
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
+        allow_tf32(tf32)
     return device
+
+
+def allow_tf32(allowed):
+    """Let float32 products on GPUs use TensorFloat-32, or not."""
+    import torch
+
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def choose_autocast(precision, device):

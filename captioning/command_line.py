@@ -15,12 +15,13 @@ import re
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import NamedTuple, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from captioning.screen import printable, safe_screen
-from utils import Stopped, UserError
+from utils import Stopped, UserError, short
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -191,10 +192,6 @@ class Option(NamedTuple):
     group: str  # the comment line that it stands under
     comment: str  # at the end of its line
 
-    def check(self, value):
-        """:raises UserError: if the type does not allow this value"""
-        self.validate(value, ConfigDict(strict=True, allow_inf_nan=False))
-
     def read(self, words):
         """
         :param words: of the command line: a str, or a list of them
@@ -203,23 +200,33 @@ class Option(NamedTuple):
         """
         if words == "None" and "None" in self.describe():
             return None
-        return self.validate(words, ConfigDict(allow_inf_nan=False))
-
-    def validate(self, value, rules):
-        plain = tuple(map(as_text, value)) if isinstance(value, list | tuple) else as_text(value)
-        try:
-            return TypeAdapter(self.type, config=rules).validate_python(plain)
-        except ValidationError as error:
-            found, schema = plain, TypeAdapter(self.type).json_schema()
-            place = error.errors()[0]["loc"]
-            if isinstance(plain, tuple) and "items" in schema and place:
-                found, schema = plain[place[0]], schema["items"]
-            expected = describe_values(schema)
-            raise UserError(f"{self.name}: {repr(found)[:80]} found, {expected} expected") from None
+        return validate(self.name, self.type, words, ConfigDict(allow_inf_nan=False))
 
     def describe(self):
         """:return: the values that the type allows, in words"""
         return describe_values(TypeAdapter(self.type).json_schema())
+
+
+def check_value(name, kind, value):
+    """
+    :param name: of the field
+    :param kind: its type, such as `utils.Count`
+    :raises UserError: if the type does not allow this value
+    """
+    validate(name, kind, value, ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def validate(name, kind, value, rules):
+    """:return: the value as the type has it, by pydantic's rules; :raises UserError: if the type does not allow it"""
+    found = tuple(map(as_text, value)) if isinstance(value, list | tuple) else as_text(value)
+    try:
+        return TypeAdapter(kind, config=rules).validate_python(found)
+    except ValidationError as error:
+        schema = TypeAdapter(kind).json_schema()
+        place = error.errors()[0]["loc"]
+        if isinstance(found, tuple) and "items" in schema and place:
+            found, schema = found[place[0]], schema["items"]
+        raise UserError(f"{name}: {short(found)} found, {describe_values(schema)} expected") from None
 
 
 def as_text(value):
@@ -340,11 +347,12 @@ def take_words(rest, given, options):
         given[first.name] = [*rest, *given.get(first.name, [])]
 
 
-def check_fields(config):
+def check_fields(config, needed=()):
     """
     Check what somebody typed at the top of a script, or gave to its Config in Python.
 
     :param config: instance of a script's dataclass
+    :param needed: names of fields that it must have, beside those that its own file reads
     :raises UserError: if a field has a value that its type does not allow, has no type, or is missing
     """
     config_class = type(config)
@@ -352,21 +360,26 @@ def check_fields(config):
     for name, value in vars(config_class).items():
         if not name.startswith("_") and name not in options and not callable(value):
             raise UserError(f"{name}: has no type, so it is not a setting; write `{name}: TYPE = {value!r}`")
-    for name in fields_that_are_read(config_class):
+    for name in (*fields_read_in_own_file(config_class), *needed):
         if not hasattr(config, name):
             raise UserError(missing_field(config_class, name))
     for name, option in options.items():
-        option.check(getattr(config, name))
+        check_value(name, option.type, getattr(config, name))
 
 
-def fields_that_are_read(config_class):
-    """:return: the names in `config.<name>` anywhere in the file of a script's `Config`"""
-    if config_class.__name__ != "Config":  # one of several in its file
+def fields_read_in_own_file(config_class):
+    """:return: the fields that a script reads from its `Config`; none if it has several, or no file (a notebook)"""
+    if config_class.__name__ != "Config":
         return []
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[config_class.__module__]))
-    except (OSError, TypeError):  # Python does not know the source
+        return fields_read_in(inspect.getfile(config_class))
+    except (OSError, TypeError):
         return []
+
+
+def fields_read_in(path):
+    """:return: list of each <name> in `config.<name>` in a Python file"""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     reads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     return [node.attr for node in reads if node.value.id == "config"]
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import UserError, choose_device, seed_everything
+from utils import UserError, allow_tf32, choose_device, seed_everything
 
 PATIENCE = timedelta(minutes=30)  # with a process that is silent but alive; one that dies is noticed at once
 
@@ -37,6 +37,7 @@ def join_processes(device_name, tf32=True):
     if "WORLD_SIZE" not in os.environ:  # torchrun's
         yield choose_device(device_name, tf32)
         return
+    check_launcher()
     store, rank, world_size = next(dist.rendezvous("env://"))  # the store keeps numbers for all, also for the last one
     try:
         device = choose_own_device(device_name, tf32)
@@ -69,6 +70,18 @@ def is_told(store):
         return True
 
 
+def check_launcher():
+    """:raises UserError: if WORLD_SIZE is set, but not all that torchrun sets with it"""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    advice = "start several processes with torchrun, or unset WORLD_SIZE"
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE: set by another launcher, without {', '.join(missing)}; {advice}")
+    for name in names[:-1]:
+        if not os.environ[name].isdecimal():
+            raise UserError(f"{name}: {os.environ[name][:80]!r} found, a whole number expected; {advice}")
+
+
 def choose_own_device(name, tf32=True):
     """:return: torch.device; the GPU with this process's number on its machine, unless the CPU is asked for"""
     if name not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -80,7 +93,8 @@ def choose_own_device(name, tf32=True):
     if number >= gpus:
         raise UserError(f"nproc_per_node: more than {gpus} found, which is the number of GPUs here; give one for each")
     torch.cuda.set_device(number)
-    return choose_device(f"cuda:{number}", tf32)
+    allow_tf32(tf32)
+    return torch.device("cuda", number)
 
 
 def is_lost_contact(error):

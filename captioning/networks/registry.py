@@ -1,13 +1,13 @@
 """All encoders and decoders by name: which settings each decoder has, and how one is made from train.py's config."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from captioning.command_line import check_value
 from captioning.networks.adaptive import AdaptiveAttention, SpatialAttention
 from captioning.networks.show_and_tell import ShowAndTell
 from captioning.speed.accelerate import accelerate
 from models import DecoderWithAttention, DecoderWithHardAttention, Encoder
-from utils import UserError, short
+from utils import Dimension, GridSide, Layers, Positive, Probability, Share, UserError, short
 
 DECODERS = {
     "soft": DecoderWithAttention,
@@ -24,37 +24,27 @@ class Setting(NamedTuple):
     default: object  # what a config that does not have the field yet is taken to mean
     argument: str  # the decoder's name for it
     decoders: tuple  # those that have it
-    expected: str  # which values make sense, in words
-    allows: Callable  # whether a value is one of them
+    type: object  # which values make sense, as in train.py's Config
 
 
 ALL = tuple(DECODERS)
-# What a setting may be: in words, and as a check.
-SIZE = "a whole number from 1 to 100,000", lambda value: type(value) is int and 1 <= value <= 100_000
-SIDE = "a whole number from 1 to 256", lambda value: type(value) is int and 1 <= value <= 256
-COUNT = "a whole number from 1 to 100", lambda value: type(value) is int and 1 <= value <= 100
-SHARE = "a number from 0 to 1", lambda value: isinstance(value, int | float) and 0 <= value <= 1
-SWITCH = "True or False", lambda value: isinstance(value, bool)
-LIMIT = "a number above 0, or None", lambda value: value is None or (isinstance(value, int | float) and value > 0)
-SCORE = "'relu' or 'tanh'", lambda value: value in ("relu", "tanh")
-LOOK = "'argmax', 'sample' or 'expectation'", lambda value: value in ("argmax", "sample", "expectation")
-
+WITH_ATTENTION = ("soft", "hard", "spatial", "adaptive")
 SETTINGS = {
-    "embed_dim": Setting(512, "embed_dim", ALL, *SIZE),
-    "decoder_dim": Setting(512, "decoder_dim", ALL, *SIZE),
-    "attention_dim": Setting(512, "attention_dim", ("soft", "hard", "spatial", "adaptive"), *SIZE),
-    "encoded_image_size": Setting(14, "encoded_image_size", ALL, *SIDE),
-    "dropout": Setting(0.5, "dropout", ALL, *SHARE),
-    "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, *SHARE),
-    "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), *SHARE),
-    "decoder_layers": Setting(1, "layers", ALL, *COUNT),
-    "gate": Setting(True, "gate", ("soft", "hard"), *SWITCH),
-    "deep_output": Setting(False, "deep_output", ("soft", "hard"), *SWITCH),
-    "attention_nonlinearity": Setting("relu", "nonlinearity", ("soft", "hard", "spatial", "adaptive"), *SCORE),
-    "embedding_max_norm": Setting(None, "embedding_max_norm", ALL, *LIMIT),
-    "tie_weights": Setting(False, "tie_weights", ALL, *SWITCH),
-    "hard_expected_share": Setting(0.5, "expected_share", ("hard",), *SHARE),
-    "hard_inference": Setting("argmax", "inference", ("hard",), *LOOK),
+    "embed_dim": Setting(512, "embed_dim", ALL, Dimension),
+    "decoder_dim": Setting(512, "decoder_dim", ALL, Dimension),
+    "attention_dim": Setting(512, "attention_dim", WITH_ATTENTION, Dimension),
+    "encoded_image_size": Setting(14, "encoded_image_size", ALL, GridSide),
+    "dropout": Setting(0.5, "dropout", ALL, Probability),
+    "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, Probability),
+    "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), Probability),
+    "decoder_layers": Setting(1, "layers", ALL, Layers),
+    "gate": Setting(True, "gate", ("soft", "hard"), bool),
+    "deep_output": Setting(False, "deep_output", ("soft", "hard"), bool),
+    "attention_nonlinearity": Setting("relu", "nonlinearity", WITH_ATTENTION, Literal["relu", "tanh"]),
+    "embedding_max_norm": Setting(None, "embedding_max_norm", ALL, Positive | None),
+    "tie_weights": Setting(False, "tie_weights", ALL, bool),
+    "hard_expected_share": Setting(0.5, "expected_share", ("hard",), Share),
+    "hard_inference": Setting("argmax", "inference", ("hard",), Literal["argmax", "sample", "expectation"]),
 }
 
 
@@ -71,8 +61,7 @@ def build_encoder(config, weights="none"):
         if field not in config:
             raise UserError(f"its config has no {field}; get or make the file again")
     encoder_dim = config.get("encoder_dim")
-    if encoder_dim is not None and not SIZE[1](encoder_dim):
-        raise UserError(f"encoder_dim: {short(encoder_dim)} found, None, or {SIZE[0]} expected")
+    check_value("encoder_dim", Dimension | None, encoder_dim)
     return Encoder(config["encoder"], weights, config["encoded_image_size"], encoder_dim)
 
 
@@ -95,8 +84,7 @@ def build_decoder(config, vocab_size, encoder_dim):
     for field, setting in SETTINGS.items():
         value = config.get(field, setting.default)
         if name in setting.decoders:
-            if not setting.allows(value):
-                raise UserError(f"{field}: {short(value)} found, {setting.expected} expected")
+            check_value(field, setting.type, value)
             arguments[setting.argument] = value
         elif value != setting.default:
             raise UserError(

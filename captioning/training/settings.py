@@ -1,13 +1,19 @@
 """Which of train.py's settings go together: one that could never have an effect is refused, not passed over."""
 
-from captioning.command_line import check_fields
+import itertools
+from pathlib import Path
+
+from captioning.command_line import check_fields, fields_read_in
 from captioning.distributed import get_world_size
+from captioning.networks.registry import SETTINGS
 from utils import UserError
 
 
 def check_config(config):
     """:raises UserError: if a value of train.py's config makes no sense, alone or beside the others"""
-    check_fields(config)
+    folder = Path(__file__).parent
+    readers = (folder / name for name in ("run.py", "start.py"))
+    check_fields(config, needed=(*SETTINGS, *itertools.chain.from_iterable(map(fields_read_in, readers))))
     if config.batch_size < get_world_size():
         raise UserError(f"batch_size: {config.batch_size} found, {get_world_size()} or more expected, one each process")
     defaults = type(config)()

@@ -419,3 +419,26 @@ def test_a_killed_process_ends_the_others_within_a_minute_with_a_line_and_the_ru
     config.resume = str(run_folder / "last.pth")
     train.main(config)
     assert load_checkpoint(run_folder / "last.pth")["progress"]["epoch"] == epoch + 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "set by another launcher, without RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR; start"),
+        (
+            {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "set by another launcher, without LOCAL_RANK; start",
+        ),
+        (
+            {"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+            "'two' found, a whole number expected; start",
+        ),
+    ],
+)
+def test_the_world_size_of_another_launcher_is_one_line(monkeypatch, environment, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^WORLD_SIZE: {message}"):
+        distributed.join_processes("cpu").__enter__()
