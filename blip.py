@@ -50,6 +50,7 @@ class Finetune:
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
     resume: bool = False  # go on with the run whose training.pth is in output_folder
+    overwrite: bool = False  # replace the fine-tuned model that is in output_folder
     save_minutes: NotNegative = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
 
     # What is learned
@@ -90,6 +91,7 @@ class Caption:
     img: tuple[str, ...]  # photos to caption: files, folders, or patterns such as 'holiday/*.jpg'
     model: str = "blip_finetuned_model"  # folder, or name on the Hugging Face hub
     output: str | None = None  # also write the captions here: .csv, .json or .html
+    overwrite: bool = False  # replace the file of --output if it is there already
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
     normalisation: Literal["none", "length"] = "none"  # rank captions by log-probability, or its mean
     max_length: CaptionLength = 50  # longest caption, in word pieces
@@ -158,7 +160,7 @@ except ImportError:
     print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
     sys.exit(2)
 
-from captioning.blip.fine_tuning import start_run
+from captioning.blip.fine_tuning import build_fine_tuning
 from captioning.blip.transformer import IGNORED, load_blip, new_blip
 
 
@@ -174,6 +176,11 @@ def finetune(config):
     device = choose_device(config.device)
     seed_everything(config.seed)
     folder = Path(config.output_folder)
+    if (folder / "training.pth").exists() and not config.resume and not config.overwrite:
+        raise UserError(
+            f"output_folder: {folder} holds a fine-tuning already; go on with it (--resume), choose another "
+            "--output_folder, or let it be replaced (--overwrite)"
+        )
     state = load_tensors(folder / "training.pth") if config.resume else None
 
     data = config.data_folder, config.data_name
@@ -183,7 +190,8 @@ def finetune(config):
     val_loader, _ = build_loader(*data, "VAL", batch_size=config.val_batch_size, share=config.val_share, **common)
 
     blip = load_blip(config.model, device)
-    run = start_run(config, blip, config.epochs * math.ceil(len(order) / config.accumulate))
+    blip.check_pieces(config.max_pieces)
+    run = build_fine_tuning(config, blip, config.epochs * math.ceil(len(order) / config.accumulate))
     if state:
         run.load_state_dict(state)
     while run.epoch < config.epochs and run.epochs_since_best < config.stop_patience:
@@ -210,7 +218,7 @@ def train_one_epoch(run, loader, folder, stop):
     """
     The rest of one pass over the photos: forward, backward, clip, step.
 
-    :param run: `blip_training.Run`
+    :param run: `FineTuning`
     :param loader: DataLoader of training batches, from where the run stands
     :param folder: where the run is saved
     :param stop: `Postponed`; a signal lets the step end, and the run be saved
@@ -249,7 +257,8 @@ def train_one_epoch(run, loader, folder, stop):
             finite.add_step(run.step, rate, norm)
 
         reading = (i + 1) % config.print_every == 0 or i + 1 == len(loader)
-        saving = stepped and (run.is_due() or stop.number is not None)
+        last = i + 1 == len(loader)  # validation comes next, and what stops that must not cost the epoch
+        saving = stepped and (last or run.is_due() or stop.number is not None)
         if reading or saving:  # reading numbers makes a GPU wait
             finite.check()
         if reading:
@@ -331,6 +340,8 @@ def check_config(config):
     check_fields(config)
     if isinstance(config, Caption):
         check_output(config.output)
+        if config.output and Path(config.output).exists() and not config.overwrite:
+            raise UserError(f"output: {config.output} is there already; name another file, or add --overwrite")
     if isinstance(config, New):
         for name, value, by in (("image_size", config.image_size, "patch_size"), ("dim", config.dim, "heads")):
             if value % getattr(config, by):

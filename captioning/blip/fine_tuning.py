@@ -11,13 +11,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from captioning.blip.transformer import Blip
-from captioning.storage.tensors import save_checkpoint
+from captioning.storage.tensors import check_weights, save_checkpoint
+from captioning.training.resume import LARGEST, check_number, copy_moments
 from captioning.training.schedules import Schedule
-from utils import UserError, choose_autocast
+from utils import UserError, choose_autocast, short
 
 
 @dataclass
-class Run:
+class FineTuning:
     """All that fine-tuning changes, and where it stands."""
 
     config: object  # blip.py's Finetune
@@ -101,32 +102,62 @@ class Run:
 
         :raises UserError: if the state is that of another run
         """
-        for name in self.FIXED:
-            found, expected = getattr(self.config, name), state.get("config", {}).get(name)
-            if found != expected:
-                raise UserError(f"{name}: {found!r} found, but the resumed run has {expected!r}; repeat its options")
         try:
+            self.check_settings(state["config"])
+            moments = self.check_parts(state)
             self.blip.model.load_state_dict(state["model"])
-            for name in self.PARTS:
-                getattr(self, name).load_state_dict(state[name])
+            # The optimizer's settings are the config's; only its moments come from the file.
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.schedule.apply()
             for name in self.PROGRESS:
                 setattr(self, name, state["progress"][name])
             torch.set_rng_state(state["random_state"])
             if len(state["gpu_random_states"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["gpu_random_states"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the run was another one ({reason}); repeat its options") from error
 
+    def check_settings(self, settings):
+        """:raises UserError: if the run in the file had other settings than this one"""
+        for name in self.FIXED:
+            found, expected = getattr(self.config, name), settings.get(name)
+            if found != expected:
+                raise UserError(
+                    f"{name}: {found!r} found, but the resumed run has {short(expected)}; repeat its options"
+                )
 
-def start_run(config, blip, total_steps):
+    def check_parts(self, state):
+        """
+        See that all parts in the file fit before any is taken: the optimizer's fused steps trust all sizes.
+
+        :return: the optimizer's moments, as `copy_moments` gives them
+        :raises UserError: if one does not fit; other errors if something is missing or is of another kind
+        """
+        check_weights(self.blip.model, state["model"], "model")
+        for part in ("schedule", "scaler", "progress"):
+            for name, value in state[part].items():
+                check_number(value, f"{part}: '{name}'")
+        for name in self.PROGRESS:
+            value = state["progress"][name]
+            if name != "best_score" and (type(value) is not int or not 0 <= value <= LARGEST):
+                raise UserError(
+                    f"progress: '{name}' is {short(value)}, a whole number from 0 to {LARGEST:,} expected; "
+                    "give the training.pth of this run"
+                )
+        return copy_moments(self.optimizer, state["optimizer"])
+
+
+def build_fine_tuning(config, blip, total_steps):
     """
     Build everything that the config names, at step 0.
 
     :param config: blip.py's Finetune
     :param blip: the `Blip` to start from, on its device
     :param total_steps: of the optimizer, if nothing stops the run before
-    :return: `Run`
+    :return: `FineTuning`
     """
     model = blip.model
     model.vision_model.requires_grad_(not config.freeze_vision)
@@ -139,7 +170,7 @@ def start_run(config, blip, total_steps):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     warmup_steps = min(round(config.warmup_share * total_steps), max(0, total_steps - 2))
-    return Run(
+    return FineTuning(
         config, blip, trained, choose_autocast(config.precision, blip.device), optimizer,
         Schedule("cosine" if total_steps - warmup_steps > 1 else "none", optimizer, total_steps,
                  warmup_steps=warmup_steps),

@@ -54,6 +54,17 @@ class Blip:
     def device(self):
         return self.model.device
 
+    @property
+    def max_positions(self):
+        """:return: of how many pieces a caption may be, its beginning and end included"""
+        return self.model.config.text_config.max_position_embeddings
+
+    def check_pieces(self, max_pieces):
+        """:raises UserError: if the model has too few positions for captions of so many pieces"""
+        most = self.max_positions - 2  # [DEC] and [SEP] take two
+        if max_pieces > most:
+            raise UserError(f"max_pieces: {max_pieces} found, at most {most} expected, for which this model has places")
+
     def pixels(self, images):
         """
         Give photos as the vision transformer wants them; the same as the library's processor gives, but on any device.
@@ -77,16 +88,18 @@ class Blip:
         """
         return self.model.vision_model(pixel_values=self.pixels(images)).last_hidden_state
 
-    def spell(self, captions, max_pieces=50):
+    def spell(self, captions, max_pieces=None):
         """
         Give captions as ids of word pieces. A caption starts with [DEC], as it does when the model writes, and ends
         with [SEP]. (The tokenizer by itself would put [CLS] first, as BERT had it.)
 
         :param captions: N lists of words
-        :param max_pieces: longer captions are cut
+        :param max_pieces: longer captions are cut; None for as many as the model has positions for
         :return: ids (N, T), padded; mask (N, T), 1 where there is a piece
         """
         tokenizer = self.processor.tokenizer
+        if max_pieces is None:
+            max_pieces = self.max_positions - 2  # [DEC] and [SEP] take two
         texts = [" ".join(words).replace("<unk>", tokenizer.unk_token) for words in captions]
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_pieces + 2, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)  # (N, T) each
@@ -123,8 +136,8 @@ class Blip:
         :raises UserError: if the model cannot write captions of that length
         """
         text = self.model.config.text_config
-        if max_length >= text.max_position_embeddings:
-            most = text.max_position_embeddings - 1
+        if max_length >= self.max_positions:
+            most = self.max_positions - 1
             raise UserError(f"max_length: {max_length} found, at most {most} expected, which this model can write")
         seen = self.see(images)  # (N, P + 1, dim)
         ids = self.model.text_decoder.generate(

@@ -21,7 +21,7 @@ import view_captions
 from blip import Caption, Eval, Finetune, New, main
 from captioning.blip import fine_tuning as blip_training
 from captioning.blip import transformer as blip_model
-from captioning.blip.fine_tuning import start_run
+from captioning.blip.fine_tuning import build_fine_tuning
 from captioning.blip.transformer import IGNORED, load_blip, new_blip
 from captioning.evaluation import metrics
 from captioning.preparation.photos import read_photo
@@ -203,7 +203,7 @@ def test_perplexity_is_that_of_the_words_whatever_pieces_they_have(small, images
 def test_gradient_checkpointing_changes_no_gradient(small, images):
     def gradients(**options):
         other = copy.deepcopy(small)
-        run = start_run(Finetune(**options), other, total_steps=10)
+        run = build_fine_tuning(Finetune(**options), other, total_steps=10)
         run.train_mode()
         scores, targets = other.predict(other.see(images), *other.spell([["a", "cat"], ["my", "mat"], ["red"]]))
         F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED).backward()
@@ -266,7 +266,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(small, tmp_path, monk
 @pytest.mark.parametrize("how", ["killed at step 2", "killed after an epoch", "asked by a signal at step 2"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(data, untrained, whole_run, tmp_path, monkeypatch, how):
     whole, options = whole_run
-    saves, save, draw = [], blip_training.save_checkpoint, blip_training.Run.draw_captions
+    saves, save, draw = [], blip_training.save_checkpoint, blip_training.FineTuning.draw_captions
 
     def save_and_die(content, path):
         save(content, path)
@@ -280,7 +280,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(data, untrained, whole
         return draw(run, references, photos, batch)
 
     monkeypatch.setattr(blip_training, "save_checkpoint", save_and_die)
-    monkeypatch.setattr(blip_training.Run, "draw_captions", draw_and_signal)
+    monkeypatch.setattr(blip_training.FineTuning, "draw_captions", draw_and_signal)
     with pytest.raises(KeyboardInterrupt):  # `Stopped` is one
         main(quick(data, untrained, tmp_path, **options))
     monkeypatch.undo()
