@@ -76,9 +76,11 @@ class Blip:
         mean, std = torch.tensor([look.image_mean, look.image_std], device=self.device).view(2, 3, 1, 1)
         images = images.to(self.device)
         if images.shape[-1] != self.image_size:
-            # As floats, then rounded: PyTorch resizes bytes on the CPU alone.
-            images = F.interpolate(images.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True)
-            images = images.round().clamp(0, 255)  # (N, 3, image_size, image_size)
+            # As floats, for PyTorch resizes bytes on the CPU alone; rounded after each direction, as it does there.
+            images = images.float()
+            for size in ((images.shape[-2], self.image_size), (self.image_size, self.image_size)):
+                images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+                images = images.round().clamp(0, 255)  # (N, 3, S, image_size), then (N, 3, image_size, image_size)
         return (images / 255 - mean) / std
 
     def see(self, images):

@@ -119,8 +119,9 @@ def test_more_pieces_than_the_model_has_positions_for_are_refused():
         small_blip().check_pieces(63)
 
 
-def test_photos_are_resized_as_the_bytes_of_the_cpu_are():
-    images = torch.randint(256, (2, 3, 77, 77), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("side", [20, 77])
+def test_photos_are_resized_as_the_bytes_of_the_cpu_are(side):
+    images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     blip = small_blip()
     look = blip.processor.image_processor
     mean, std = torch.tensor([look.image_mean, look.image_std]).view(2, 3, 1, 1)
