@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         :param images: as for `forward`; or what `grid` made of them, from the feature cache
         :return: (N, height, width, encoder_dim)
         """
-        grid = images if images.dtype == torch.float16 else self.grid(images)  # (N, height, width, native_dim)
+        grid = images if images.dtype == torch.float16 else self.grid(images)  # the cache alone holds float16
         return self.project(grid.to(autocast_dtype(self.mean)))
 
     def grid(self, images):
@@ -144,7 +144,7 @@ class Attention(nn.Module):
     def forward(self, keys, hidden):
         """
         :param keys: (N, P, attention_dim), `encoder_att` of each location's features: they do not change over time
-        :param hidden: (N, decoder_dim), what the decoder is about to say
+        :param hidden: (N, decoder_dim), the LSTM's state after the previous word
         :return: alpha (N, P), how much to look at each location; sums to 1
         """
         return self.scores(keys, self.decoder_att(hidden)).softmax(dim=1)  # equation 5
@@ -229,7 +229,7 @@ class CaptionDecoder(nn.Module):
             output, alpha, state = self.step(words, state)
             outputs.append(output)  # (n, output_dim)
             alphas.append(alpha)  # (n, P) or None
-            location_log_probs.append(getattr(state, "location_log_prob", None))  # (n,) or None
+            location_log_probs.append(getattr(state, "location_log_prob", None))  # (n,), only hard attention's
         logits = self.scores(torch.cat(outputs))  # (M, vocab_size)
 
         targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
@@ -287,7 +287,7 @@ class AttentionState(NamedTuple):
 
     features: torch.Tensor  # (N, height, width, encoder_dim)
     keys: torch.Tensor  # (N, P, attention_dim)
-    h: torch.Tensor  # (N, layers, decoder_dim), what the LSTM is about to say
+    h: torch.Tensor  # (N, layers, decoder_dim), what the LSTM says after the previous word
     c: torch.Tensor  # (N, layers, decoder_dim), what it remembers
 
 
@@ -363,7 +363,7 @@ class HardAttentionState(NamedTuple):
 
 class DecoderWithHardAttention(DecoderWithAttention):
     """
-    "Hard" attention: the context is one location, drawn from alpha (section 4.1).
+    "Hard" attention: in training the context is one location, drawn from alpha (section 4.1).
 
     Drawing has no gradient, so the state also tells how likely the drawn location was, by which the loss (see
     captioning/training/losses.py) teaches attention from how well the caption went.
@@ -371,8 +371,8 @@ class DecoderWithHardAttention(DecoderWithAttention):
 
     def __init__(self, *args, expected_share=0.5, inference="argmax", **kwargs):
         """
-        :param expected_share: probability that a training step takes alpha itself, the expected value, instead of a
-            drawn location: less noise for the gradient (0.5 in the paper)
+        :param expected_share: probability, for each caption at each word, of taking alpha itself, the expected value,
+            instead of a drawn location: less noise for the gradient (0.5 in the paper)
         :param inference: in eval mode take the likeliest location ('argmax'), a drawn one ('sample') or 'expectation'
         """
         super().__init__(*args, **kwargs)
@@ -389,7 +389,7 @@ class DecoderWithHardAttention(DecoderWithAttention):
         if not self.training and self.inference == "argmax":
             return one_hot(alpha.argmax(dim=1), alpha), state
         location = alpha.detach().float().multinomial(1).squeeze(1)  # (N,)
-        log_prob = alpha.gather(1, location.unsqueeze(1)).squeeze(1).clamp_min(1e-20).log()  # (N,)
+        log_prob = alpha.gather(1, location.unsqueeze(1)).squeeze(1).clamp_min(1e-20).log()  # (N,), for the reward
         takes_alpha = torch.rand_like(log_prob) < (self.expected_share if self.training else 0)  # (N,)
         weights = torch.where(takes_alpha.unsqueeze(1), alpha, one_hot(location, alpha))  # (N, P)
         return weights, state._replace(location_log_prob=log_prob.masked_fill(takes_alpha, 0.0))

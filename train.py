@@ -47,8 +47,8 @@ class Config:
     # Encoder
     encoder: str = "resnet101"  # torchvision's name of the network
     encoder_weights: str = "imagenet"  # 'imagenet' (downloaded), 'none' (random), or a file with a state dict
-    encoded_image_size: GridSide = 14  # side of the grid of features that attention sees, in cells
-    encoder_dim: Dimension | None = None  # numbers in each cell, through a 1 x 1 convolution; default the network's own
+    encoded_image_size: GridSide = 14  # side of the grid of features that attention sees, in locations
+    encoder_dim: Dimension | None = None  # of its features, through a 1 x 1 convolution; default the network's own
     fine_tune_encoder: bool = False  # train the encoder too; without pretrained weights you want this
     fine_tune_from_step: CountOrZero = 0  # training steps before the encoder joins in
     fine_tune_from_block: Block = 2  # first convolutional block of a pretrained encoder that is trained
@@ -57,7 +57,7 @@ class Config:
     decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
     embed_dim: Dimension = 512  # numbers in a word's embedding
     decoder_dim: Dimension = 512  # numbers in the LSTM's state
-    attention_dim: Dimension = 512  # numbers in the space where attention compares cells with the LSTM's state
+    attention_dim: Dimension = 512  # of the space where attention compares locations with the LSTM's state
     decoder_layers: Layers = 1  # LSTM cells on top of one another; the papers have one
     gate: bool = True  # soft, hard: scale each number of the context by a gate beta (tutorial; paper, section 4.2.1)
     deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
@@ -79,7 +79,7 @@ class Config:
     entropy_weight: NotNegative = 0.002  # hard: weight of attention's entropy (paper, 4.1; its code: 0.002)
     teacher_forcing: Literal["always", "linear", "exponential", "inverse_sigmoid"] = "always"  # or scheduled sampling
     teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
-    self_critical_from_epoch: Count | None = None  # from then own captions are rewarded (Rennie et al. 2017)
+    self_critical_from_epoch: Count | None = None  # the model's own captions are rewarded from it on (Rennie 2017)
     self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
     self_critical_temperature: Positive = 1.0  # of the softmax they are drawn by; after label smoothing 0.6 does well
     self_critical_samples: Several = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
@@ -99,8 +99,8 @@ class Config:
     warmup_steps: CountOrZero = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
     schedule_patience: Count = 8  # plateau: epochs without a better score before the rates drop
     schedule_gamma: PositiveShare = 0.8  # plateau, steps, exponential: what the rates are multiplied by
-    schedule_step_size: Count = 1000  # steps, exponential: in so many steps
-    schedule_cycles: Count = 1  # cosine: number of warm restarts, and one (Loshchilov and Hutter 2017)
+    schedule_step_size: Count = 1000  # steps, exponential: every so many steps
+    schedule_cycles: Count = 1  # cosine: number of warm restarts, plus one (Loshchilov and Hutter 2017)
     seed: Seed = 0  # of the weights, the order of the captions, dropout
     deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
 

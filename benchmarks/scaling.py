@@ -39,8 +39,8 @@ class Config:
     device: str = "cpu"  # 'cpu' or 'cuda'
     photos: tuple[int, ...] = (1_000, 10_000, 100_000)  # sizes of the datasets
     batch_size: int = 1000  # captions a step
-    grid: int = 2  # side of the features' grid, in cells
-    channels: int = 64  # numbers in each cell
+    grid: int = 2  # side of the features' grid, in locations
+    channels: int = 64  # dimension of a location's features
 
 
 def main(config):

@@ -224,14 +224,16 @@ def decoder_flops(encoder, decoder, photos, words):
     :param words: to predict, in all captions together
     """
     grid = encoder.grid(torch.zeros(1, 3, 256, 256, device=encoder.mean.device))
-    encoder_dim, cells = encoder.encoder_dim, grid.shape[1:3].numel()
+    encoder_dim, locations = encoder.encoder_dim, grid.shape[1:3].numel()
     hidden, attention = decoder.init_h.out_features, decoder.attention.decoder_att.out_features
     embed, vocab = decoder.embedding.embedding_dim, decoder.fc.out_features
-    per_photo = 2 * cells * encoder_dim * attention * 2 + 2 * encoder_dim * 2 * hidden * 2  # features need no gradient
+    per_photo = (
+        2 * locations * encoder_dim * attention * 2 + 2 * encoder_dim * 2 * hidden * 2
+    )  # features need no gradient
     lstm = 2 * 4 * hidden * (embed + encoder_dim + hidden)
     gate, query, scores = 2 * hidden * encoder_dim, 2 * hidden * attention, 2 * hidden * vocab
     look = 2 * decoder.encoded_image_size**2 * attention
-    per_word = 3 * (lstm + gate + query + scores + look) + 2 * 2 * cells * encoder_dim
+    per_word = 3 * (lstm + gate + query + scores + look) + 2 * 2 * locations * encoder_dim
     return photos * per_photo + words * per_word
 
 

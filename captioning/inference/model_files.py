@@ -11,10 +11,13 @@ PRETRAINED = Path(__file__).parents[2] / "pretrained/flickr8k.pth"  # the model 
 def find_checkpoint(name):
     """
     :param name: a checkpoint, or the folder of a run
-    :return: its path; of a run's folder, that of its best.pth
+    :return: its path; of a run's folder, that of its best.pth; of another, that of the only .pth in it
     """
     path = Path(name)
-    return path / "best.pth" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.pth"))
+    return found[0] if len(found) == 1 else path / "best.pth"
 
 
 def newest_checkpoint(folder="runs"):

@@ -21,9 +21,9 @@ class CaptionLoss(nn.Module):
         baseline_momentum=0.9,
     ):  # fmt: skip
         """
-        :param doubly_stochastic_weight: lambda of equation 14: each cell should be looked at about once in a caption
+        :param doubly_stochastic_weight: lambda of equation 14: look at each location about once in a caption
         :param label_smoothing: share of the target that is spread over all words (Szegedy et al. 2016)
-        :param reinforce_weight: lambda_r of section 4.1, how much the drawn cells' reward counts
+        :param reinforce_weight: lambda_r of section 4.1, how much the drawn locations' reward counts
         :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted. (0.1 and 0.002 stand in
             the paper's code, but on its scale: its reward is a mean over words, and neither is divided by the batch.)
         :param baseline_momentum: share of the old baseline in the new one
