@@ -136,7 +136,7 @@ class Run:
     def mean_readings(self):
         """:return: dict of the means over the epoch under way: "train_loss" and so on"""
         names = {"cross_entropy": "train_loss", "top5_accuracy": "train_top5_accuracy", "reward": "train_reward"}
-        return {names[name]: total / number for name, (total, number) in self.sums.items()}
+        return {names.get(name, f"train_{name}"): total / number for name, (total, number) in self.sums.items()}
 
     def is_over(self):
         """:return: whether all epochs are done, or scores have stopped rising"""

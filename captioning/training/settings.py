@@ -5,7 +5,7 @@ from pathlib import Path
 
 from captioning.command_line import check_fields, fields_read_in
 from captioning.distributed import get_world_size
-from captioning.networks.registry import SETTINGS
+from captioning.networks.registry import SETTINGS, WITH_ATTENTION
 from utils import UserError
 
 
@@ -20,7 +20,7 @@ def check_config(config):
     for name, works, expected in (
         ("reinforce_weight", config.decoder == "hard", "--decoder hard"),
         ("entropy_weight", config.decoder == "hard", "--decoder hard"),
-        ("doubly_stochastic_weight", config.decoder != "show_tell", "a --decoder with attention"),
+        ("doubly_stochastic_weight", config.decoder in WITH_ATTENTION, "a --decoder with attention"),
         ("fine_tune_from_step", config.fine_tune_encoder, "--fine_tune_encoder"),
         ("fine_tune_from_block", config.fine_tune_encoder, "--fine_tune_encoder"),
         ("fine_tune_from_block", config.encoder_weights != "none", "pretrained --encoder_weights"),

@@ -216,9 +216,6 @@ CHECKPOINTS = [
       for place in np.random.default_rng(1).random(8).round(3).tolist()],
     *[Case("caption", "model.pth", f"has a changed bit in byte {place}", flip(place), "same")
       for place in (0, 3, 8, 27, 64, 100, 333, 1000)],
-    *refused("eval", "model.pth", {
-        "does not say which data it saw": with_checkpoint(lambda content: content["config"].update(data_name=None)),
-    }, says="data_name"),
     *[case for run in ("caption", "resume") for case in refused(run, "model.pth", EVIL)],
     *[case for run in ("eval", "view") for case in refused(run, "model.pth", dict([*EVIL.items()][1:4]))],
     Case("resume", "model.pth", "is cut off in the middle", cut(0.5)),
