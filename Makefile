@@ -17,9 +17,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/installed: requirements.txt requirements-blip.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-app.txt requirements-blip.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.txt -r requirements-blip.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements.txt -r requirements-app.txt -r requirements-blip.txt -r requirements-dev.txt
 	touch $@
 
 clean:                         ## remove the environment and what the demo and the notebook made

@@ -71,7 +71,7 @@ def check_page_path(path):
         raise UserError(f"{path}: is a folder; name an HTML file that is to be written")
 
 
-def build_page(photos, title, notes=(), photo_size=256):
+def build_page(photos, title, notes=(), photo_size=256, bare=False):
     """
     Give the page as text. The page can sort by every score and by log-probability, filter by word, and show attention.
 
@@ -79,6 +79,7 @@ def build_page(photos, title, notes=(), photo_size=256):
     :param title: the page's heading
     :param notes: lines that stand below the title: which models, which photos
     :param photo_size: the longer side of a photo on the page, in pixels; larger ones are reduced to it
+    :param bare: show the cards alone, without heading and controls, as part of another page
     :return: str
     :raises ValueError: if there are no photos, or a photo or its attention has the wrong shape
     """
@@ -103,7 +104,7 @@ def build_page(photos, title, notes=(), photo_size=256):
     )  # fmt: skip
     environment.filters["fingerprint"] = fingerprint
     return environment.get_template("page.html").render(
-        title=title, notes=list(notes), models=models, metrics=metrics, num_photos=len(content),
+        title=title, bare=bare, notes=list(notes), models=models, metrics=metrics, num_photos=len(content),
         has_log_prob=any(caption["logProb"] is not None for caption in captions),
         has_references=any(row["references"] for row in content),
         has_attention=bool(attention), has_betas=any(each["betas"] for each in attention),
