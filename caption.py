@@ -37,14 +37,14 @@ class Config:
     output: str | None = None  # also write the captions here: .csv, .json or .html
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
-    normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
+    normalisation: Ranking = "none"  # rank captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
     n_best: BeamSize = 1  # captions per photo, best first; at most beam_size
     sample: bool = False  # draw each word by its probability instead of searching
     top_k: CountOrZero = 0  # draw among this many likeliest words; 0 for all
     top_p: PositiveShare = 1.0  # draw among the likeliest words that hold this probability together
-    seed: Seed | None = None  # draw the same again (for the same photos and batch_size); default another draw each time
-    temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
+    seed: Seed | None = None  # repeats a draw (for the same photos and batch_size); default a new draw each time
+    temperature: Positive = 1.0  # of the softmax: below 1 likely words become likelier, above 1 all become more alike
     min_length: LengthOrZero = 0  # shortest caption, in words
     max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule

@@ -19,19 +19,19 @@ from utils import CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, Use
 @dataclass
 class Config:
     dataset: str = "shapes"  # names the files: shapes (built in), coco, flickr8k, flickr30k, or a name of your own
-    annotations: tuple[str, ...] | str | None = None  # JSON, CSV or TSV files, see docs/data.md; none: draw shapes
-    image_folder: str | None = None  # where the photos are; none: images/ beside the annotations
-    output_folder: str | None = None  # where the files go; none: data/<dataset>
-    captions_per_image: Count = 5  # captions stored of a photo: drawn if it has more, repeated if it has fewer
+    annotations: tuple[str, ...] | str | None = None  # JSON, CSV or TSV, see docs/data.md; default: drawn shapes
+    image_folder: str | None = None  # where the photos are; default images/ beside the annotations
+    output_folder: str | None = None  # where the files go; default data/<dataset>
+    captions_per_image: Count = 5  # captions stored for each photo: drawn if it has more, repeated if it has fewer
     min_word_freq: CountOrZero = 5  # words that occur this often or less in the training captions become <unk>
     max_len: CaptionLength = 50  # longest caption, in words; longer ones are left out, but stay as references
     image_size: ImageSize = 256  # width and height of the stored photos, in pixels
-    workers: Workers | None = None  # processes that read photos; none: one per core, 0: this process alone
+    workers: Workers | None = None  # processes that read photos; default one per core; 0 reads in this process
     seed: Seed = 0  # of the draws of captions and splits, and of the built-in dataset
-    max_unreadable: Share = 0.01  # share of missing or damaged photos, 0 to 1, above which the run ends
+    max_unreadable: Share = 0.01  # share of missing or damaged photos above which the run ends
     splits: Literal["named", "drawn"] = "named"  # as the annotations or their file's name say, else drawn; or all drawn
-    val_share: Share = 0.1  # share of the photos that are drawn for validation, 0 to 1
-    test_share: Share = 0.1  # share of the photos that are drawn for testing, 0 to 1
+    val_share: Share = 0.1  # share of the photos that are drawn for validation
+    test_share: Share = 0.1  # share of the photos that are drawn for testing
 
 
 if __name__ == "__main__":
@@ -84,7 +84,7 @@ def create_input_files(config, folder):
     image_folder = Path(config.image_folder or Path(annotations[0]).parent / "images")
     photos = read_annotations(annotations, keep_splits=config.splits == "named")
     if not image_folder.is_dir():
-        raise UserError(f"image_folder: {image_folder} is no folder; give the one that the photos are in")
+        raise UserError(f"image_folder: {image_folder} is not a folder; give the one that the photos are in")
 
     if config.image_size < SMALL_SIDE:
         print(f"image_size: {config.image_size} pixels leave many encoders nothing to see; give {SMALL_SIDE} or more")

@@ -31,7 +31,7 @@ class Config:
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     split: tuple[Split, ...] = ()  # of TRAIN, VAL and TEST; default TEST, or VAL where the data has no TEST
     beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
-    normalisation: Ranking = "none"  # of finished captions by log-probability, its mean over words, or with --reward
+    normalisation: Ranking = "none"  # rank captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
     temperature: Positive = 1.0  # of the softmax: below 1 the likely words get likelier, above 1 they come closer
     min_length: LengthOrZero = 0  # shortest caption, in words

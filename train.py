@@ -39,7 +39,7 @@ class Config:
     data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
     data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
     run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
-    resume: str | None = None  # checkpoint to go on from, such as runs/shapes/last.pth; 'auto': the folder's, if any
+    resume: str | None = None  # checkpoint to continue from, such as runs/shapes/last.pth; 'auto': the folder's
     overwrite: bool = False  # let a new run replace one that is in run_folder
     start_from: str | None = None  # checkpoint of a trained captioner, for a new run on new data with other words
     save_minutes: NotNegative = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
@@ -47,33 +47,33 @@ class Config:
     # Encoder
     encoder: str = "resnet101"  # torchvision's name of the network
     encoder_weights: str = "imagenet"  # 'imagenet' (downloaded), 'none' (random), or a file with a state dict
-    encoded_image_size: GridSide = 14  # side of the grid of features that attention sees, in locations
-    encoder_dim: Dimension | None = None  # of its features, through a 1 x 1 convolution; default the network's own
+    encoded_image_size: GridSide = 14  # side of the grid that attention sees, in locations
+    encoder_dim: Dimension | None = None  # of each location, by a 1 x 1 convolution; default the network's own
     fine_tune_encoder: bool = False  # train the encoder too; without pretrained weights you want this
     fine_tune_from_step: CountOrZero = 0  # training steps before the encoder joins in
     fine_tune_from_block: Block = 2  # first convolutional block of a pretrained encoder that is trained
 
     # Decoder
     decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
-    embed_dim: Dimension = 512  # numbers in a word's embedding
-    decoder_dim: Dimension = 512  # numbers in the LSTM's state
+    embed_dim: Dimension = 512  # of a word's embedding
+    decoder_dim: Dimension = 512  # of the LSTM's state
     attention_dim: Dimension = 512  # of the space where attention compares locations with the LSTM's state
     decoder_layers: Layers = 1  # LSTM cells on top of one another; the papers have one
-    gate: bool = True  # soft, hard: scale each number of the context by a gate beta (tutorial; paper, section 4.2.1)
-    deep_output: bool = False  # soft, hard: the word before and the context speak in the output too (paper, eq. 7)
+    gate: bool = True  # soft, hard: scale each dimension of the context by a gate beta (tutorial; paper, section 4.2.1)
+    deep_output: bool = False  # soft, hard: the previous word and the context enter the output too (paper, eq. 7)
     attention_nonlinearity: Literal["relu", "tanh"] = "relu"  # of attention's score; the paper has tanh
-    hard_expected_share: Share = 0.5  # hard: share of training steps that take the expected value (paper, 4.1)
-    hard_inference: Literal["argmax", "sample", "expectation"] = "argmax"  # hard: where to look
-    tie_weights: bool = False  # one matrix for the embeddings and the vocabulary's scores (Press and Wolf 2017)
+    hard_expected_share: Share = 0.5  # hard: how often, word by word, training takes the expected value (paper, 4.1)
+    hard_inference: Literal["argmax", "sample", "expectation"] = "argmax"  # hard: where to look after training
+    tie_weights: bool = False  # one matrix for the embeddings and the logits (Press and Wolf 2017)
     embedding_max_norm: Positive | None = None  # longer embeddings are scaled down to this length; default no limit
     word_vectors: str | None = None  # file of pretrained embeddings, GloVe's or word2vec's text; sets embed_dim
     fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
     dropout: Probability = 0.5  # share of the decoder's output that is dropped in training (Srivastava et al. 2014)
-    embedding_dropout: Probability = 0.0  # the same of the word embeddings
-    state_dropout: Probability = 0.0  # soft, hard, show_tell: the same of the LSTM's first state
+    embedding_dropout: Probability = 0.0  # the same for the word embeddings
+    state_dropout: Probability = 0.0  # soft, hard, show_tell: the same for the LSTM's first state
 
     # Loss
-    doubly_stochastic_weight: NotNegative = 1.0  # pull towards looking at each location once (paper, eq. 14)
+    doubly_stochastic_weight: NotNegative = 1.0  # how much each location should be looked at about once (eq. 14)
     label_smoothing: Share = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
     reinforce_weight: NotNegative = 0.1  # hard: weight of the reward for drawn locations (paper, 4.1; its code: 0.1)
     entropy_weight: NotNegative = 0.002  # hard: weight of attention's entropy (paper, 4.1; its code: 0.002)
@@ -82,18 +82,18 @@ class Config:
     self_critical_from_epoch: Count | None = None  # the model's own captions are rewarded from it on (Rennie 2017)
     self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
     self_critical_temperature: Positive = 1.0  # of the softmax they are drawn by; after label smoothing 0.6 does well
-    self_critical_samples: Several = 5  # own captions a photo, each compared with the mean of the others (Luo 2020)
+    self_critical_samples: Several = 5  # own captions per photo, each compared with the mean of the others (Luo 2020)
 
     # Optimizer
-    epochs: Count = 120  # if nothing stops the run before
-    batch_size: Count = 32  # captions a step, on all GPUs together; with image_major: photos with all their captions
+    epochs: Count = 120  # at most; the run may stop earlier
+    batch_size: Count = 32  # captions per step, on all GPUs together; with image_major: photos with all their captions
     accumulate: Count = 1  # batches in each step of the optimizer; their gradients are averaged
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd has Nesterov momentum 0.9
     encoder_lr: Positive = 1e-4  # learning rate of the encoder, if it is trained
     decoder_lr: Positive = 4e-4  # learning rate of the decoder
     embedding_lr: Positive | None = None  # learning rate of the word embeddings; default that of the decoder
     weight_decay: NotNegative = 0.0  # pull of all weights towards 0
-    clip: Literal["value", "norm", "none"] = "value"  # gradients, each or by their norm (Pascanu 2013)
+    clip: Literal["value", "norm", "none"] = "value"  # limit each gradient, or their norm (Pascanu 2013)
     clip_at: Positive = 5.0  # largest absolute value, or norm, of the gradients
     schedule: Literal["none", "steps", "plateau", "exponential", "cosine", "one_cycle"] = "plateau"  # of learning rates
     warmup_steps: CountOrZero = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
@@ -124,7 +124,7 @@ class Config:
     precision: Precision = "float32"  # of the matrix products (autocast)
     tf32: bool = True  # on GPUs, let float32 products use TensorFloat-32
     compile: bool = False  # torch.compile the encoder's network; takes a minute at first, and gains nothing on CPUs
-    fast_cpu: bool = True  # on CPUs, compute the decoder's same numbers in quicker ways (captioning/speed)
+    fast_cpu: bool = True  # on CPUs, compute the decoder's same numbers in faster ways (captioning/speed)
     cache_features: bool = True  # keep a frozen encoder's features in a file beside the data
     image_major: bool = False  # a photo with all its captions in one step: one encoder pass for all of them
     bucket: bool = False  # captions of about the same length in a batch

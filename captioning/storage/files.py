@@ -142,7 +142,7 @@ def read_text(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no text in UTF-8 ({error.reason}); save it as UTF-8, or get it again") from None
+        raise UserError(f"{path}: is not text in UTF-8 ({error.reason}); save it as UTF-8, or get it again") from None
 
 
 def check_file(path):

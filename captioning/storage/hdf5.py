@@ -68,7 +68,7 @@ def open_hdf5(path, name):
     """
     if not Path(path).exists():
         raise UserError(
-            f"{path}: no such file; make it with create_input_files.py, or mend --data_folder or --data_name"
+            f"{path}: no such file; make it with create_input_files.py, or correct --data_folder or --data_name"
         )
     check_file(path)
     try:

@@ -62,7 +62,7 @@ def load_checkpoint(path):
         raise UserError(f"{path}: its image_size is {checkpoint['image_size']}, 1 to {MAX_IMAGE_SIZE} pixels expected")
     progress = checkpoint.setdefault("progress", {"epoch": 0})
     if not isinstance(progress, dict) or not all(isinstance(value, int | float) for value in progress.values()):
-        raise UserError(f"{path}: its progress is no dict of numbers; get or make it again")
+        raise UserError(f"{path}: its progress is not a dict of numbers; get or make it again")
     return checkpoint
 
 

@@ -337,7 +337,7 @@ WRONG = {
     "empty dataset": ({"dataset": ""}, "dataset: is ''"),
     "no annotations": ({"annotations": None}, "annotations: none given for 'own'"),
     "missing annotations": ({"annotations": ("nowhere.json",)}, "nowhere.json: no such file"),
-    "missing images": ({"image_folder": "nowhere"}, "image_folder: nowhere is no folder"),
+    "missing images": ({"image_folder": "nowhere"}, "image_folder: nowhere is not a folder"),
     "other images": ({"image_folder": "other"}, "image_folder: 12 of 12 photos are missing"),
     "empty vocabulary": ({"min_word_freq": 1000}, "min_word_freq: is 1000, but no training word"),
     "every caption too long": ({"max_len": 1}, "max_len: is 1, but all 60 captions are longer .* give --max_len 6"),
