@@ -411,10 +411,10 @@ def test_a_killed_process_ends_the_others_within_a_minute_with_a_line_and_the_ru
     finally:
         torchrun.kill()
     assert torchrun.returncode != 0 and time.time() - killed_at < 60
-    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "train.py") not in errors
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    # torchrun stops the survivor with SIGTERM, which may come before it has noticed by itself.
-    assert len(lines) <= 1 and all("another process of this run has ended" in line for line in lines)
+    # The survivor says one thing. torchrun stops it with SIGTERM, which may come before it has noticed by itself.
+    told = [line for line in errors.splitlines() if line.startswith(("error: ", "stopped by SIGTERM"))]
+    assert len(told) == 1
+    assert told[0].startswith("stopped") or "another process of this run has ended" in told[0]
 
     epoch = load_checkpoint(run_folder / "last.pth")["progress"]["epoch"]
     config = train.Config(**{**settings, "data_folder": str(folder / "data"), "epochs": epoch + 1})
