@@ -17,6 +17,7 @@ from typing import Literal
 
 from captioning.command_line import check_command_line, check_fields, run_script
 from utils import (
+    SPECIAL_WORDS,
     BeamSize,
     BeamSizes,
     CaptionLength,
@@ -149,10 +150,10 @@ from captioning.evaluation import metrics
 from captioning.evaluation.split_scores import default_split, print_split, score_split, training_captions
 from captioning.features import build_loader
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
-from captioning.storage.files import save_json
+from captioning.storage.files import check_not_there, save_json
 from captioning.storage.tensors import load_tensors
 from captioning.training.interruptions import FiniteCheck, Postponed
-from datasets import SPECIAL_WORDS, BatchOrder, CaptionDataset
+from datasets import BatchOrder, CaptionDataset
 
 try:
     import transformers
@@ -340,8 +341,7 @@ def check_config(config):
     check_fields(config)
     if isinstance(config, Caption):
         check_output(config.output)
-        if config.output and Path(config.output).exists() and not config.overwrite:
-            raise UserError(f"output: {config.output} is there already; name another file, or add --overwrite")
+        check_not_there("output", config.output, config.overwrite)
     if isinstance(config, New):
         for name, value, by in (("image_size", config.image_size, "patch_size"), ("dim", config.dim, "heads")):
             if value % getattr(config, by):

@@ -75,7 +75,7 @@ from captioning.display.caption_tables import (
 from captioning.inference.model_files import describe_model, find_checkpoint, is_model
 from captioning.inference.trained_model import load_captioner
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
-from captioning.storage.files import check_not_an_input
+from captioning.storage.files import check_not_an_input, check_not_there
 
 
 def main(config):
@@ -89,8 +89,7 @@ def main(config):
     check_config(config, suffix, drawn)
     for name, written in (("output", config.output), ("figure", config.figure)):
         check_not_an_input(name, written, [*paths, *models, config.word_map])
-        if written and Path(written).exists() and not config.overwrite:
-            raise UserError(f"{name}: {written} is there already; name another file, or add --overwrite")
+        check_not_there(name, written, config.overwrite)
 
     device = choose_device(config.device)
     captioner, checkpoint, model = load_captioner(models, device, config.word_map)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from captioning.command_line import check_command_line, check_fields, run_script
-from utils import CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
+from utils import SPECIAL_WORDS, CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
 
 
 @dataclass
@@ -41,7 +41,7 @@ import numpy as np
 
 from captioning.display.charts import length_histogram
 from captioning.display.figure_files import save_figure
-from captioning.preparation.annotated_photo import SPECIAL_WORDS, SPLITS
+from captioning.preparation.annotated_photo import SPLITS
 from captioning.preparation.annotations import draw_splits, make_ids_unique, read_annotations
 from captioning.preparation.input_files import Layout, write_files
 from captioning.preparation.left_out import LeftOut

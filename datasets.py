@@ -14,9 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from captioning.storage.files import load_json
 from captioning.storage.hdf5 import map_rows, open_hdf5
-from utils import UserError
-
-SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
+from utils import SPECIAL_WORDS, UserError
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ from pathlib import Path
 import skimage.data
 
 from captioning.command_line import check_fields, run_script
+from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json
 from utils import CountOrZero, UserError
@@ -34,7 +35,6 @@ LITTLE_DATA_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --im
     --embed_dim 256 --decoder_dim 256 --attention_dim 256 --decoder_lr 1e-3 --schedule cosine --epochs 60
     --stop_patience 60"""
 LITTLE_DATA = 1000  # photos
-PRETRAINED = Path(__file__).parent / "pretrained/flickr8k.pth"  # the model that comes with the collection
 
 
 @dataclass

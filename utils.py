@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")  # of every word map, beside the words of the captions
+
 # What the fields of a Config may be: `epochs: Count = 120` is checked, and explained by --help, by its type alone.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]

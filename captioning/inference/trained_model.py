@@ -23,6 +23,7 @@ from datasets import check_word_map
 from models import select_rows
 from utils import UserError, short
 
+NEVER_WRITTEN = ("<pad>", "<start>")
 LONGEST = 50  # words of a caption, for checkpoints that do not say how long those of the training were
 
 
@@ -83,7 +84,7 @@ class Captioner:
         """
         names = ("never_unk", "min_length", "no_repeat_ngram", "temperature")
         chosen = {name: options[name] for name in names if name in options}
-        forbidden = ["<pad>", "<start>"] + ["<unk>"] * chosen.pop("never_unk", False)
+        forbidden = [*NEVER_WRITTEN] + ["<unk>"] * chosen.pop("never_unk", False)
         rules = Rules(
             start=self.word_map["<start>"],
             end=self.word_map["<end>"],

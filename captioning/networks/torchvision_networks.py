@@ -3,17 +3,13 @@ torchvision's networks, each without its own pooling and classifier, so that eve
 is at its place in the photo.
 """
 
-import math
-
 import torch
 import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from captioning.networks.network_parts import Backbone, channels_last, measure
+from captioning.networks.network_parts import IMAGE_SIZE, Backbone, channels_last, measure, no_download, tokens_to_grid
 from utils import UserError
-
-IMAGE_SIZE = 256  # pixels of a side; only a vision transformer has to know
 
 # The layers that stand before a network's own pooling and classifier, under torchvision's names.
 CONVOLUTIONS = {
@@ -78,10 +74,7 @@ def load(name, weights):
             return load_vit(name, weights)
         return torchvision.models.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
     except (OSError, RuntimeError) as error:  # no network; a download that broke off
-        raise UserError(
-            f"encoder_weights: the ImageNet weights of {name} could not be downloaded ({error}); connect to the "
-            "network, or give a local state dict with --encoder_weights FILE, or --encoder_weights none"
-        ) from error
+        raise no_download(f"the ImageNet weights of {name}", error) from error
     except ValueError as error:  # torchvision has no weights for this one
         raise UserError(f"encoder_weights: torchvision has no ImageNet weights for {name} ({error})") from error
 
@@ -107,7 +100,7 @@ class GridOfTokens(nn.Module):
         tokens = self.conv_proj(images).flatten(2).transpose(1, 2)  # (N, height * width, dim)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = self.encoder(tokens)[:, 1:]  # (N, height * width, dim)
-        return tokens.transpose(1, 2).unflatten(2, (math.isqrt(tokens.shape[1]), -1))
+        return tokens_to_grid(tokens)
 
 
 class GridOfWindows(nn.Module):

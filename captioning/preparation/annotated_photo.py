@@ -5,7 +5,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from utils import UserError
 
-SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")  # datasets.py, which is read alone, has the same four
 SPLITS = ("TRAIN", "VAL", "TEST")
 # What the files call the splits. Karpathy's "restval" are photos of COCO's val2014 that are trained on.
 SPLIT_NAMES = {

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from captioning.preparation.annotated_photo import SPECIAL_WORDS
+from utils import SPECIAL_WORDS
 
 # Letters of the scripts that write no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer.
 UNSPACED = (

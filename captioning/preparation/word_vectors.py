@@ -11,8 +11,7 @@ import re
 import torch
 
 from captioning.storage.files import check_file
-from datasets import SPECIAL_WORDS
-from utils import UserError
+from utils import SPECIAL_WORDS, UserError
 
 
 def load_word_vectors(path, word_map, embed_dim=None, seed=0):

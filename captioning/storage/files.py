@@ -102,6 +102,17 @@ def remove_leftovers(folder, names):
                     path.unlink()
 
 
+def check_not_there(name, path, overwrite):
+    """
+    :param name: of the option that says where to write
+    :param path: that it names, or None
+    :param overwrite: whether what is there may be replaced
+    :raises UserError: if writing would replace a file that may not be
+    """
+    if path and Path(path).exists() and not overwrite:
+        raise UserError(f"{name}: {path} is there already; name another file, or add --overwrite")
+
+
 def check_not_an_input(name, path, inputs):
     """
     :param name: of the option that says where to write

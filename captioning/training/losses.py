@@ -7,6 +7,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from captioning.distributed import Share, average
 
+# What is told of a batch, and the column of log.csv that its mean over an epoch gets.
+READINGS = {"cross_entropy": "train_loss", "top5_accuracy": "train_top5_accuracy", "reward": "train_reward"}
+
 
 class CaptionLoss(nn.Module):
     """
@@ -96,6 +99,8 @@ def sum_per_caption(packed, decoded):
 
 def readings_of_batch(decoded, share, cross_entropy, reward):
     """
+    Say what is told of a batch; `READINGS` names each number's column.
+
     :param reward: of the captions that the model drew, 0-d; None if it learned from true ones
     :return: dict of what to tell of a batch, each 0-d; of several processes, the mean is the whole batch's
     """

@@ -12,6 +12,7 @@ import torch
 
 from captioning.distributed import get_rank
 from captioning.storage.tensors import check_weights, load_checkpoint
+from captioning.training.losses import READINGS
 from captioning.training.start import MODEL_SETTINGS
 from utils import UserError, short
 
@@ -129,7 +130,7 @@ def check_parts(run, checkpoint):
         check_numbers(values, f"readings: '{name}'")
     for name, values in checkpoint.get("sums", {}).items():
         check_numbers(values, f"sums: '{name}'", count=2)
-        if values[1] < 1 or name not in ("cross_entropy", "top5_accuracy", "reward"):
+        if values[1] < 1 or name not in READINGS:
             raise UserError(f"sums: '{short(name)}' is none that training has")
     for entry in (*checkpoint.get("history", []), checkpoint.get("best", {})):
         check_numbers(list(entry.values()), "history")

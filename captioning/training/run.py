@@ -11,7 +11,7 @@ import torch
 from captioning.distributed import average, gather, wrap
 from captioning.evaluation.metrics import BLEU
 from captioning.training.augmentation import Augmentation, says_left_or_right
-from captioning.training.losses import CaptionLoss
+from captioning.training.losses import READINGS, CaptionLoss
 from captioning.training.run_log import RunLog
 from captioning.training.schedules import Schedule, teacher_forcing
 from utils import UserError
@@ -135,8 +135,7 @@ class Run:
 
     def mean_readings(self):
         """:return: dict of the means over the epoch under way: "train_loss" and so on"""
-        names = {"cross_entropy": "train_loss", "top5_accuracy": "train_top5_accuracy", "reward": "train_reward"}
-        return {names.get(name, f"train_{name}"): total / number for name, (total, number) in self.sums.items()}
+        return {READINGS.get(name, f"train_{name}"): total / number for name, (total, number) in self.sums.items()}
 
     def is_over(self):
         """:return: whether all epochs are done, or scores have stopped rising"""

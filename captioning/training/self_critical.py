@@ -12,7 +12,7 @@ from collections import Counter
 
 import torch
 
-from captioning.inference.trained_model import Captioner
+from captioning.inference.trained_model import NEVER_WRITTEN, Captioner
 
 LONGEST_NGRAM = 4
 SIGMA = 6.0  # of the Gaussian by which CIDEr-D punishes a difference in length, in words
@@ -35,7 +35,7 @@ class SelfCritic:
         ]
         self.cider = CiderD(self.references)
         self.samples, self.temperature = samples, temperature
-        self.never_drawn = [dataset.word_map["<pad>"], dataset.word_map["<start>"]]
+        self.never_drawn = [dataset.word_map[word] for word in NEVER_WRITTEN]
         self.longest = dataset.captions.shape[1] - 2  # words, without <start> and <end>
 
     @torch.no_grad()
