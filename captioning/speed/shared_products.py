@@ -13,9 +13,7 @@ rows of all timesteps stacked give the same sum at once, three to four times as 
 
 oneDNN on CPUs: PyTorch multiplies float32 matrices with MKL, which on some of AMD's processors reaches half of what
 oneDNN does. oneDNN first puts a weight into an order of its own, which takes longer than to multiply a few rows by it;
-a layer that is used again keeps it in that order, in bfloat16 too. oneDNN also prepares itself for each number of rows
-that it meets, and batches have many, so in float32 more than a few are padded to a round number. Only large weights are
-worth it.
+a layer that is used again keeps it in that order, in bfloat16 too. Only large weights are worth it.
 """
 
 from contextvars import ContextVar
@@ -28,7 +26,6 @@ from torch.autograd import Function
 from utils import autocast_dtype
 
 LARGE = 200_000  # numbers in a weight whose products gain from oneDNN
-FEW = 64  # rows: oneDNN may prepare itself for each number up to this; more are padded
 
 _context = ContextVar("the shared_products that we are in", default=None)
 
@@ -144,19 +141,12 @@ class _Shared:
         if self.uses == 2 and self.with_onednn and gains_from_onednn(self.weight, ordered=True):
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(x))
         if self.ordered is not None:
-            return onednn_product(self.padded(x), self.ordered, self.bias)[: len(x)]
-        return self.product(self.padded(x), self.weight, self.bias)[: len(x)]
+            return onednn_product(x, self.ordered, self.bias)
+        return self.product(x, self.weight, self.bias)
 
     def product(self, x, weight, bias=None):
         """:return: `F.linear`, done by oneDNN if the layer gains from it"""
         return onednn_product(x, weight, bias) if self.uses_onednn else F.linear(x, weight, bias)
-
-    def padded(self, x):
-        """:return: x (M, size), for `product` with rows of zeros up to a round number, unless M is small"""
-        if not self.uses_onednn or len(x) <= FEW:
-            return x
-        missing = -len(x) % (1 << len(x).bit_length() - 4)  # an eighth more at most
-        return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 class _Linear(Function):
@@ -176,7 +166,7 @@ class _Linear(Function):
         note(shared, gradient, *ctx.saved_tensors)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        of_input = shared.product(shared.padded(gradient), shared.weight.T)[: len(gradient)]  # (M, input)
+        of_input = shared.product(gradient, shared.weight.T)  # (M, input)
         return of_input.to(ctx.dtype), None, None
 
 
@@ -212,7 +202,7 @@ class _Sum(Function):
         gradients, inputs = gathered(shared)
         if not ctx.has_bias:  # inputs (M,) are ids, gradients (M, embed_dim)
             return None, torch.zeros_like(shared.weight).index_add_(0, inputs, gradients)
-        of_weight = shared.product(shared.padded(gradients).T, shared.padded(inputs).T)  # (output, input)
+        of_weight = shared.product(gradients.T, inputs.T)  # (output, input)
         return None, of_weight.to(ctx.dtype), gradients.sum(dim=0).to(ctx.dtype)
 
 
