@@ -26,14 +26,17 @@ class Batch(NamedTuple):
     image_rows: torch.Tensor | None  # (N,), the row of `images` of each caption; None if each has its own
     photos: torch.Tensor  # (B,), the photos' places in the split
     references: list | None  # B lists of captions, each a list of words; None in training
+    views: torch.Tensor | None = None  # (B,), whose features these are: 0 of the photo, 1 of its first changed copy ...
 
     def to(self, device, resident=None):
         """
         Move images and captions. The rest is small, and the loop over timesteps needs the lengths on the CPU.
 
-        :param resident: features of the whole split (I, height, width, native_dim) that already are on the device
+        :param resident: features of the split (views, I, height, width, native_dim) that are on the device already
         """
-        images = self.images if resident is None else resident[self.photos.to(device, non_blocking=True)]
+        images = self.images
+        if resident is not None:
+            images = resident[self.views.to(device, non_blocking=True), self.photos.to(device, non_blocking=True)]
         return self._replace(
             images=images.to(device, non_blocking=True), captions=self.captions.to(device, non_blocking=True)
         )
@@ -41,8 +44,9 @@ class Batch(NamedTuple):
     def pin_memory(self):
         """Called by the DataLoader, so that `to` can copy to a GPU while it computes."""
         return self._replace(
-            images=self.images.pin_memory(), captions=self.captions.pin_memory(), photos=self.photos.pin_memory()
-        )
+            images=self.images.pin_memory(), captions=self.captions.pin_memory(), photos=self.photos.pin_memory(),
+            views=self.views.pin_memory(),
+        )  # fmt: skip
 
 
 class CaptionDataset(Dataset):
@@ -84,17 +88,17 @@ class CaptionDataset(Dataset):
         self.reference_file = folder / f"{self.split}_REFERENCES_{data_name}.json"
         self._references = None  # read when they are first asked for
         self.with_references = self.split != "TRAIN"  # whether batches hold them; in training nobody asks
-        self.source, self.source_name, self.read = self.image_file, "images", True
+        self.sources, self.source_name, self.read = [self.image_file], "images", True
         self.rows = None
 
-    def use_features(self, path, read=True):
+    def use_features(self, *paths, read=True):
         """
         Let features stand in for the photos.
 
-        :param path: from `features.cache_features`
+        :param paths: from `features.cache_features`: of the photos, and of their changed copies if there are any
         :param read: False if the batches need neither, because the features are on the GPU already
         """
-        self.source, self.source_name, self.read, self.rows = Path(path), "features", read, None
+        self.sources, self.source_name, self.read, self.rows = [*map(Path, paths)], "features", read, None
 
     def use_words(self, word_map):
         """Use another word map's ids for the captions, such as a model's; words that it lacks become <unk>."""
@@ -173,19 +177,26 @@ class CaptionDataset(Dataset):
         return self.num_photos if self.image_major else len(self.captions)
 
     def __getitem__(self, item):
-        """:return: (photo's place in the split, image or features, captions (n, max_length), lengths (n,))"""
+        """
+        :param item: its place, plus the number of items for each view before the wanted one, see `BatchOrder`
+        :return: (photo's place in the split, view, image or features, captions (n, max_length), lengths (n,))
+        """
         if self.rows is None and self.read:
-            self.rows = map_rows(self.source, self.source_name)
+            self.rows = [map_rows(source, self.source_name) for source in self.sources]
+        view, item = divmod(item, len(self))
+        view = view % len(self.sources)  # the photos themselves have but one
         c = self.captions_per_image
         if self.image_major:
             photo, chosen = item, slice(item * c, (item + 1) * c)
         else:
             photo, chosen = item // c, slice(item, item + 1)
         try:
-            image = self.rows[photo] if self.read else np.empty(0, dtype=np.float16)
-            return photo, image, self.captions[chosen], self.lengths[chosen]
+            image = self.rows[view][photo] if self.read else np.empty(0, dtype=np.float16)
+            return photo, view, image, self.captions[chosen], self.lengths[chosen]
         except OSError as error:
-            raise UserError(f"{self.source}: photo {photo} cannot be read ({error}); make the file again") from None
+            raise UserError(
+                f"{self.sources[view]}: photo {photo} cannot be read ({error}); make the file again"
+            ) from None
 
     def __getstate__(self):
         """What is sent to a worker: everything but the open file."""
@@ -193,7 +204,7 @@ class CaptionDataset(Dataset):
 
     def collate(self, items):
         """:return: a `Batch` of a list of items"""
-        photos, images, captions, lengths = zip(*items, strict=True)
+        photos, views, images, captions, lengths = zip(*items, strict=True)
         lengths = torch.from_numpy(np.concatenate(lengths))  # (N,)
         captions = np.concatenate(captions)[:, : lengths.max()].astype(np.int64)  # (N, longest)
         image_rows = None
@@ -203,7 +214,7 @@ class CaptionDataset(Dataset):
         if self.with_references:
             references = [self.references[photo]["captions"] for photo in photos]
         images, captions = torch.from_numpy(np.stack(images)), torch.from_numpy(captions)
-        return Batch(images, captions, lengths, image_rows, torch.tensor(photos), references)
+        return Batch(images, captions, lengths, image_rows, torch.tensor(photos), references, torch.tensor(views))
 
 
 class BatchOrder(Sampler):
@@ -213,18 +224,21 @@ class BatchOrder(Sampler):
     With `bucket`, captions of about the same length share a batch, which stays full to its last timestep: the shuffled
     items are sorted within pools of 50 batches, and the batches shuffled again.
 
+    With several views, each item is shown in one of them, the next one in each epoch.
+
     Of several processes, each gets its share of every batch. Where the last one is too short for all of them, a process
     without a share gets an item that only stands in, as every process has to take part in every step.
     """
 
-    def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1):
+    def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1, views=1):
         """
         :param lengths: (items,), of each item's caption (its longest, if it has several)
         :param batch_size: items a batch, over all processes together
         :param rank, world_size: this process and their number
+        :param views: of each photo: itself, and changed copies of it
         """
         self.lengths, self.batch_size, self.bucket, self.seed = np.asarray(lengths), batch_size, bucket, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.views = rank, world_size, views
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch, start=0):
@@ -247,7 +261,9 @@ class BatchOrder(Sampler):
             batches = [batches[i] for i in random.permutation(whole)] + batches[whole:]
         for batch in batches[self.start :]:
             share = batch[self.rank :: self.world_size]
-            yield (share if len(share) else batch[:1]).tolist()
+            share = share if len(share) else batch[:1]
+            view = (share + self.epoch) % self.views
+            yield (share + view * len(self.lengths)).tolist()
 
     def has_share(self, i):
         """:return: whether this process has a share of the epoch's batch i; if not, what it gets must not count"""

@@ -104,12 +104,13 @@ class Config:
     seed: Seed = 0  # of the weights, the order of the captions, dropout
     deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
 
-    # Augmentation; any of these turns the feature cache off
+    # Augmentation; without cached_views, any of these turns the feature cache off
     crop_min_scale: PositiveShare = 1.0  # smallest share of a photo's area that a random crop keeps
     flip: Probability = 0.0  # probability that a photo is mirrored, unless a caption says left or right
     colour: Share = 0.0  # strength of changes of brightness, contrast and saturation
     warp: Share = 0.0  # strength of rotation, shear and perspective; 1 is up to 30 degrees
     noise: Share = 0.0  # standard deviation of Gaussian noise, where a pixel goes from 0 to 1
+    cached_views: CountOrZero = 0  # changed copies of each photo to cache the features of; 0 changes it at each step
 
     # Validation, after each epoch, on captions that the model writes by itself
     val_beam_size: BeamSize = 3  # 1 for greedy choice
@@ -181,7 +182,7 @@ def train_on(device, config):
     val_captions = open_validation_data(config.data_folder, config.data_name)
     order = BatchOrder(
         captions.item_lengths(), config.batch_size, config.bucket, config.seed,
-        rank=distributed.get_rank(), world_size=distributed.get_world_size(),
+        rank=distributed.get_rank(), world_size=distributed.get_world_size(), views=1 + config.cached_views,
     )  # fmt: skip
     steps_per_epoch = math.ceil(len(order) / config.accumulate)  # of the optimizer
     check_total_steps(config, config.epochs * steps_per_epoch)
@@ -369,7 +370,9 @@ def build_loaders(run, order, cached):
     val = build_loader(
         *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=cached["VAL"], **common
     )
-    train = build_loader(*data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], **common)
+    train = build_loader(
+        *data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], views=run.views, **common
+    )
     return {"TRAIN": train, "VAL": val}
 
 

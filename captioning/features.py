@@ -32,22 +32,24 @@ SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
 
 
 @torch.no_grad()
-def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
+def cache_features(encoder, image_file, device, batch_size=32, autocast=None, view=None):
     """
-    Compute the features of all photos of a split, unless a file of them is already there.
+    Compute the features of all photos of a split, or of a changed copy of each, unless a file of them is already there.
 
     :param encoder: a frozen `Encoder`, on `device`
     :param image_file: HDF5 file of the split's images
     :param autocast: a context manager to compute within, such as torch.autocast("cuda"); None for full precision
+    :param view: an `augmentation.View`, how the photos are changed; None for the photos themselves
     :return: path of an HDF5 file, `features` (I, height, width, native_dim) float16 in the order of the images
     :raises UserError: if the disk is too small
     """
     image_file = Path(image_file)
     with open_hdf5(image_file, "images") as file:
         images = file["images"]
-        key = cache_key(encoder, image_file, images, autocast)
+        key = cache_key(encoder, image_file, images, autocast, view)
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
-        path = image_file.with_name(f"{name}_{encoder.name}_{key}.hdf5")
+        which = f"_view{view.number}" if view else ""
+        path = image_file.with_name(f"{name}_{encoder.name}{which}_{key}.hdf5")
         if from_first(is_whole(path, len(images), encoder.native_dim, key)):
             print(f"Using the cached features of {path}")
             return path
@@ -65,7 +67,7 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
                 f"{path.parent}: {free / 1e9:.2f} GB are free, the feature cache needs {size / 1e9:.2f} GB; make room, "
                 "or go without it: --no_cache_features"
             )
-        batches = compute_features(encoder, images, device, batch_size, autocast)
+        batches = compute_features(encoder, images, device, batch_size, autocast, view)
         if is_first():
             try:
                 write_features(path, key, shape, batches)
@@ -77,7 +79,7 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None):
     return path
 
 
-def compute_features(encoder, images, device, batch_size, autocast):
+def compute_features(encoder, images, device, batch_size, autocast, view):
     """
     Compute the features of all photos; several processes share them out, and the first gets them all.
 
@@ -85,7 +87,8 @@ def compute_features(encoder, images, device, batch_size, autocast):
     """
     first, step = get_rank() * batch_size, get_world_size() * batch_size
     for start in range(first, first + len(images), step):  # as many rounds in every process
-        batch = torch.from_numpy(read_images(images, start, start + batch_size)).to(device)
+        batch = torch.from_numpy(read_images(images, start, start + batch_size))  # (n, 3, S, S)
+        batch = (view.change(batch, start) if view and len(batch) else batch).to(device)
         with autocast or torch.no_grad():
             features = encoder.grid(batch).cpu().numpy() if len(batch) else None  # in the last round, some have none
         yield from filter(lambda part: part is not None, gather_at_first(features) or ())
@@ -104,12 +107,14 @@ def write_features(path, key, shape, batches):
                 bar.update(len(batch))
 
 
-def cache_key(encoder, image_file, images, autocast):
-    """:return: 12 hexadecimal digits that change with the encoder's weights, the images, or the precision"""
+def cache_key(encoder, image_file, images, autocast, view):
+    """:return: 12 hexadecimal digits that change with the encoder's weights, the images, the precision, or the view"""
     precision = getattr(autocast, "fast_dtype", None)
     if next(encoder.parameters()).is_cuda and torch.backends.cudnn.allow_tf32:
         precision = f"{precision} TF32"
     digest = hashlib.sha256(f"{encoder.name} {precision}".encode())
+    if view:
+        digest.update(view.description().encode())
     for name, tensor in encoder.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())
@@ -141,28 +146,30 @@ def is_whole(path, num_photos, native_dim, key):
         return False
 
 
-def load_on_gpu(path, device):
+def load_on_gpu(paths, device):
     """
-    :param path: of `cache_features`
-    :return: all features (I, height, width, native_dim) on the GPU, if `device` is one and half of its free memory
-        holds them; else None, and they are read from the file as needed
+    :param paths: of `cache_features`, one for each view of the photos
+    :return: all features (views, I, height, width, native_dim) on the GPU, if `device` is one and half of its free
+        memory holds them; else None, and they are read from the files as needed
     """
     if device.type != "cuda":
         return None
-    rows = map_rows(path, "features")
+    views = [map_rows(path, "features") for path in paths]
     free, _ = torch.cuda.mem_get_info(device)
-    if rows.size * rows.itemsize > free / 2:
+    size = sum(rows.size * rows.itemsize for rows in views)  # bytes
+    if size > free / 2:
         return None
-    features = torch.empty(rows.shape, dtype=torch.float16, device=device)
-    for i in range(0, len(rows), 1024):
-        features[i : i + 1024] = torch.tensor(rows[i : i + 1024]).to(device)  # copied: the map is read-only
-    print(f"The features are on the GPU: {rows.size * rows.itemsize / 1e9:.2f} GB")
+    features = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
+    for view, rows in zip(features, views, strict=True):
+        for i in range(0, len(rows), 1024):
+            view[i : i + 1024] = torch.tensor(rows[i : i + 1024]).to(device)  # copied: the map is read-only
+    print(f"The features are on the GPU: {size / 1e9:.2f} GB")
     return features
 
 
 def build_loader(
     data_folder, data_name, split, encoder, device, *, order=None, batch_size=32, share=1.0, image_major=True,
-    cached=True, autocast=None, workers=0,
+    cached=True, autocast=None, workers=0, views=None,
 ):  # fmt: skip
     """
     :param split: 'TRAIN', 'VAL' or 'TEST'
@@ -173,6 +180,8 @@ def build_loader(
     :param image_major: batches of photos with all their captions, not of captions with their photo
     :param cached: read features from the cache; False for the photos themselves
     :param autocast: precision in which the features are computed
+    :param views: function of the dataset that lists `augmentation.View`s, whose features are cached too and read in
+        turn; None for the photos alone
     :return: DataLoader of `datasets.Batch`, and the features of the whole split if they fit on the GPU, else None
     :raises UserError: if the workers could not hand over what they read
     """
@@ -182,9 +191,13 @@ def build_loader(
         dataset.load_references()  # now: a broken file should end the run before it begins
     resident = None
     if cached:
-        path = cache_features(encoder, dataset.image_file, device, autocast=autocast)
-        resident = load_on_gpu(path, device)
-        dataset.use_features(path, read=resident is None)
+        copies = views(dataset) if views else []
+        paths = [
+            cache_features(encoder, dataset.image_file, device, autocast=autocast, view=view)
+            for view in [None, *copies]
+        ]
+        resident = load_on_gpu(paths, device)
+        dataset.use_features(*paths, read=resident is None)
     if order is not None:
         batches = {"batch_sampler": order}
     else:
@@ -239,7 +252,7 @@ def bytes_per_item(dataset):
     """:return: how large the photo, or the features, of an item are; its captions are small"""
     if not dataset.read:
         return 0
-    rows = map_rows(dataset.source, dataset.source_name)
+    rows = map_rows(dataset.sources[0], dataset.source_name)
     return rows.dtype.itemsize * math.prod(rows.shape[1:])
 
 

@@ -7,6 +7,7 @@ shear and perspective are one 3 x 3 matrix per photo, so that the photo is inter
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -90,6 +91,36 @@ class Augmentation(nn.Module):
         if self.noise:
             images = images + self.noise * torch.randn_like(images)
         return images.clamp(0, 1)
+
+
+class View:
+    """A changed copy of each photo of a split, the same each time: its features can be cached."""
+
+    def __init__(self, number, augmentation, dataset):
+        """
+        :param number: 1 for the first copy, 2 for the second, which is changed in another way ...
+        :param augmentation: `Augmentation`
+        :param dataset: `CaptionDataset` of the photos
+        """
+        self.number, self.augmentation = number, augmentation
+        captions = torch.from_numpy(dataset.captions.astype(np.int64))  # (N_c * I, max_length)
+        photos = torch.arange(dataset.num_photos).repeat_interleave(dataset.captions_per_image)  # (N_c * I,)
+        self.may_flip = ~says_left_or_right(captions, dataset.word_map, photos)  # (I,)
+
+    def change(self, images, first):
+        """
+        :param images: (B, 3, S, S) uint8, on the CPU
+        :param first: place of the first of them in the split
+        :return: (B, 3, S, S) float32 from 0 to 1
+        """
+        with torch.random.fork_rng(devices=()):  # training's own random numbers stay as they are
+            torch.manual_seed(1_000_000_000 * self.number + first)
+            return self.augmentation(images, self.may_flip[first : first + len(images)])
+
+    def description(self):
+        """:return: text that changes with what the photos look like"""
+        settings = {name: value for name, value in vars(self.augmentation).items() if isinstance(value, float | int)}
+        return f"{self.number} {settings} {self.may_flip.tolist()}"
 
 
 def says_left_or_right(captions, word_map, image_rows=None):

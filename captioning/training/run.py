@@ -10,7 +10,7 @@ import torch
 
 from captioning.distributed import average, gather, wrap
 from captioning.evaluation.metrics import BLEU
-from captioning.training.augmentation import Augmentation, says_left_or_right
+from captioning.training.augmentation import Augmentation, View, says_left_or_right
 from captioning.training.losses import READINGS, CaptionLoss
 from captioning.training.run_log import RunLog
 from captioning.training.schedules import Schedule, teacher_forcing
@@ -91,16 +91,21 @@ class Run:
 
     def augment(self, batch):
         """:return: the batch with its photos changed at random; not mirrored where a caption says left or right"""
-        if not self.augmentation.active:
+        if not self.augmentation.active or batch.images.dtype == torch.float16:  # cached features, of a changed copy
             return batch
         may_flip = ~says_left_or_right(batch.captions, self.word_map, batch.image_rows)  # (B,)
         return batch._replace(images=self.augmentation(batch.images, may_flip))
+
+    def views(self, dataset):
+        """:return: list of `View`, the changed copies of the dataset's photos that the config wants cached"""
+        return [View(number, self.augmentation, dataset) for number in range(1, self.config.cached_views + 1)]
 
     def may_cache(self, steps):
         """:return: dict of split -> whether cached features will do for the next `steps` of the optimizer"""
         trained = self.config.fine_tune_encoder and self.step + steps > self.config.fine_tune_from_step
         wanted = self.config.cache_features and not trained
-        return {"TRAIN": wanted and not self.augmentation.active, "VAL": wanted}
+        changes_photos = self.augmentation.active and self.config.cached_views == 0
+        return {"TRAIN": wanted and not changes_photos, "VAL": wanted}
 
     def is_self_critical(self):
         """:return: whether in the epoch under way the model is taught by its own captions"""

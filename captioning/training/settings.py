@@ -27,6 +27,8 @@ def check_config(config):
         ("encoder_lr", config.fine_tune_encoder, "--fine_tune_encoder"),
         ("fine_tune_embeddings", config.word_vectors is not None, "--word_vectors"),
         ("embedding_lr", config.fine_tune_embeddings, "--fine_tune_embeddings"),
+        ("cached_views", config.cache_features, "--cache_features"),
+        ("cached_views", changes_photos(config), "--crop_min_scale, --flip, --colour, --warp or --noise"),
         ("clip_at", config.clip != "none", "--clip value or norm"),
         ("schedule_patience", config.schedule == "plateau", "--schedule plateau"),
         ("schedule_gamma", config.schedule in ("plateau", "steps", "exponential"), "such a --schedule"),
@@ -57,6 +59,11 @@ def check_config(config):
             f"start_from: {config.start_from} found, but --resume {config.resume} goes on with that run's own weights; "
             "leave one of them out"
         )
+
+
+def changes_photos(config):
+    """:return: whether any augmentation is asked for"""
+    return config.crop_min_scale < 1 or any((config.flip, config.colour, config.warp, config.noise))
 
 
 def check_total_steps(config, total_steps):

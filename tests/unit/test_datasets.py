@@ -85,14 +85,14 @@ def test_moving_a_batch_leaves_the_lengths_on_the_cpu(make_files):
 
 def test_a_batch_of_features_that_are_on_the_device_takes_them_by_their_photos(make_files):
     made = make_files("VAL", photos=5)
-    resident = torch.randn(5, 2, 2, 7)
+    resident = torch.randn(2, 5, 2, 2, 7)  # of the photos, and of a changed copy of each
     for image_major in (True, False):
         dataset, expected = (CaptionDataset(*made.arguments, image_major=image_major) for _ in range(2))
-        dataset.use_features("not read.hdf5", read=False)
-        items = [4, 1, 1]
+        dataset.use_features("not read.hdf5", "nor this.hdf5", read=False)
+        items = [4, 1, 1 + len(dataset)]
         batch, plain = (d.collate([d[i] for i in items]) for d in (dataset, expected))
         moved = batch.to("cpu", resident)
-        assert torch.equal(moved.images, resident[plain.photos])
+        assert torch.equal(moved.images, resident[[0, 0, 1], plain.photos])
         assert torch.equal(moved.captions, plain.captions)
         assert moved.references == plain.references
 
@@ -144,6 +144,23 @@ def test_cached_features_stand_in_for_the_images(make_files):
     assert batch.images.dtype == torch.float16
     assert np.array_equal(batch.images, features[[4, 1]])
     assert batch.photos.tolist() == [4, 1]
+
+
+def test_an_item_beyond_the_last_is_one_of_the_next_view(make_files):
+    made = make_files(photos=5)
+    views = np.random.default_rng(1).random((3, 5, 2, 2, 7)).astype(np.float16)
+    paths = [made.folder / f"view_{number}.hdf5" for number in range(3)]
+    for path, features in zip(paths, views, strict=True):
+        with h5py.File(path, "w") as file:
+            file["features"] = features
+    dataset = CaptionDataset(*made.arguments)  # caption-major: 10 items
+    without = dataset.collate([dataset[13]])
+    dataset.use_features(*paths)
+    batch = dataset.collate([dataset[3], dataset[13], dataset[29]])
+    assert np.array_equal(batch.images, [views[0, 1], views[1, 1], views[2, 4]])
+    assert batch.views.tolist() == [0, 1, 2] and batch.photos.tolist() == [1, 1, 4]
+    assert torch.equal(batch.captions[0], batch.captions[1])
+    assert np.array_equal(without.images[0], made.images[1])  # the photos themselves have one view
 
 
 def test_files_of_the_tutorial_have_no_references_and_load(make_files):
@@ -424,6 +441,15 @@ def test_processes_share_every_batch_without_overlap(bucket):
     for batch, *parts in zip(whole, *shares, strict=True):
         assert sorted(sum(parts, [])) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_every_item_is_shown_in_each_view_in_turn():
+    items = len(LENGTHS)
+    seen = [sorted(sum(epoch(BatchOrder(LENGTHS, 32, True, views=3), number), [])) for number in range(4)]
+    views = [[item // items for item in sorted(some, key=lambda item: item % items)] for some in seen]
+    assert [sorted(item % items for item in some) for some in seen] == [list(range(items))] * 4
+    assert all({a, b, c} == {0, 1, 2} for a, b, c in zip(*views[:3], strict=True))
+    assert views[3] == views[0]
 
 
 def test_no_process_gets_an_empty_batch():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.features import cache_features
+from captioning.features import build_loader, cache_features
 from captioning.networks.backbones import load_backbone
 from captioning.storage.files import atomic_path
-from datasets import CaptionDataset
+from captioning.training.augmentation import Augmentation, View
+from datasets import BatchOrder, CaptionDataset
 from models import Encoder
 from utils import UserError
 
@@ -53,6 +54,57 @@ def test_the_cache_holds_what_the_encoder_gives(make_files, encoder):
             expected = encoder.grid(torch.from_numpy(made.images[i : i + 3]))
             assert np.array_equal(found[i : i + 3], expected.numpy())
     assert found.std(axis=0).max() > 0  # the photos differ
+
+
+def test_features_of_changed_copies_are_cached_and_are_the_same_each_time(make_files, encoder, counted):
+    made = make_files(photos=5, side=64)
+    dataset = CaptionDataset(*made.arguments)
+    augmentation = Augmentation(crop_min_scale=0.5, flip=0.5, colour=0.2).train()
+    one, two = (View(number, augmentation, dataset) for number in (1, 2))
+    plain = cache_features(encoder, made.paths.images, "cpu")
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first, second = (cache_features(encoder, made.paths.images, "cpu", batch_size=3, view=view) for view in (one, two))
+    assert torch.equal(torch.rand(1), expected)  # the caller's random numbers stay as they are
+
+    with torch.no_grad():
+        for start in (0, 3):
+            photos = one.change(torch.from_numpy(made.images[start : start + 3]), start)
+            assert np.array_equal(features_of(first)[start : start + 3], encoder.grid(photos).numpy())
+    assert len({features_of(path).tobytes() for path in (plain, first, second)}) == 3
+    counted.clear()
+    assert cache_features(encoder, made.paths.images, "cpu", view=View(1, augmentation, dataset)) == first
+    assert not counted
+    milder = View(1, Augmentation(crop_min_scale=0.6, flip=0.5, colour=0.2).train(), dataset)
+    assert cache_features(encoder, made.paths.images, "cpu", view=milder) != first
+
+
+def test_a_copy_is_not_mirrored_where_a_caption_says_left_or_right(make_files):
+    made = make_files(photos=6, side=64)
+    dataset = CaptionDataset(*made.arguments)
+    dataset.word_map["left"] = int(dataset.captions[0, 1])  # a word of the first photo
+    view = View(1, Augmentation(flip=1.0).train(), dataset)
+    images = torch.from_numpy(made.images)
+    mirrored = [torch.equal(a, b) for a, b in zip(view.change(images, 0), (images / 255).flip(3), strict=True)]
+    says_left = [(dataset.captions[2 * i : 2 * i + 2] == dataset.word_map["left"]).any() for i in range(6)]
+    assert mirrored == [not says for says in says_left]
+    assert mirrored.count(False) >= 1
+
+
+def test_a_loader_reads_the_copies_in_turn(make_files, encoder):
+    made = make_files(photos=5, side=64)
+    augmentation = Augmentation(crop_min_scale=0.5).train()
+    data = made.folder, made.name, "TRAIN", encoder, torch.device("cpu")
+    for epoch in range(3):
+        order = BatchOrder(np.full(5, 9), 5, views=2)
+        order.set_epoch(epoch)
+        loader, _ = build_loader(*data, order=order, views=lambda dataset: [View(1, augmentation, dataset)])
+        [batch] = loader
+        views = [features_of(path) for path in loader.dataset.sources]
+        for image, view, photo in zip(batch.images, batch.views, batch.photos, strict=True):
+            assert view == (photo + epoch) % 2
+            assert np.array_equal(image, views[view][photo])
 
 
 def test_training_sees_the_same_features_with_the_cache_and_without(make_files, encoder):

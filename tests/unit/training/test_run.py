@@ -32,6 +32,21 @@ def test_features_are_cached_only_in_epochs_in_which_the_encoder_is_not_trained_
     assert Run.may_cache(a_run(), 5) == {"TRAIN": True, "VAL": True}
 
 
+def test_changed_photos_are_cached_if_their_number_is_fixed():
+    assert Run.may_cache(a_run(augmented=True), 5) == {"TRAIN": False, "VAL": True}
+    assert Run.may_cache(a_run(augmented=True, cached_views=2), 5) == {"TRAIN": True, "VAL": True}
+    later = a_run(8, augmented=True, cached_views=2, fine_tune_encoder=True, fine_tune_from_step=8)
+    assert Run.may_cache(later, 5) == {"TRAIN": False, "VAL": False}
+
+
+def test_cached_views_that_could_never_have_an_effect_are_refused():
+    check_config(Config(cached_views=2, flip=0.5))
+    with pytest.raises(UserError, match="cached_views: 2 found, but it does nothing without --crop_min_scale, --flip"):
+        check_config(Config(cached_views=2))
+    with pytest.raises(UserError, match="cached_views: 2 found, but it does nothing without --cache_features"):
+        check_config(Config(cached_views=2, flip=0.5, cache_features=False))
+
+
 def test_each_part_has_its_own_learning_rate_and_the_new_projection_that_of_the_decoder():
     encoder, decoder = Encoder("resnet18", encoder_dim=8), DecoderWithAttention(10, 8, 4, 4, 4)
     config = Config(encoder="resnet18", fine_tune_encoder=True, encoder_lr=0.1, decoder_lr=0.2, embedding_lr=0.3)
