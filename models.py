@@ -203,7 +203,6 @@ class CaptionDecoder(nn.Module):
     def forward(self, features, encoded_captions, caption_lengths, image_rows=None, teacher_forcing=1.0):
         """
         Predict each word of the captions from the true words before it. Sorted by length: the running ones come first.
-
         :param features: (B, height, width, encoder_dim)
         :param encoded_captions: (N, max_length), ids: <start> ... <end>, then <pad>
         :param caption_lengths: (N,), counting <start> and <end>, on the CPU
@@ -217,11 +216,17 @@ class CaptionDecoder(nn.Module):
         image_rows = order if image_rows is None else image_rows.cpu()[order]  # (N,)
         image_rows, order = (rows.to(features.device, non_blocking=True) for rows in (image_rows, order))
         encoded_captions = encoded_captions[order]  # (N, max_length)
-
         state = select_rows(self.init_state(features), image_rows)
-        outputs, alphas, location_log_probs = [], [], []
+        outputs, alphas, log_probs = self.take_steps(encoded_captions, batch_sizes, state, teacher_forcing)
+        targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
+        alphas = None if alphas is None else unpack(alphas, targets.batch_sizes)  # (N, T, P)
+        return Decoded(self.scores(outputs), targets.data, alphas, batch_sizes, order, location_log_probs=log_probs)
+
+    def take_steps(self, captions, batch_sizes, state, teacher_forcing):
+        """:return: outputs (M, output_dim); alphas (M, P) or None; `Decoded`'s location_log_probs; all packed"""
+        outputs, alphas, log_probs = [], [], []
         for t, n in enumerate(batch_sizes):
-            words = encoded_captions[:n, t]  # (n,)
+            words = captions[:n, t]  # (n,)
             if t > 0 and teacher_forcing < 1:
                 words = self.mix_words(words, outputs[-1][:n], teacher_forcing)  # (n,)
             if t > 0 and n < batch_sizes[t - 1]:
@@ -229,13 +234,8 @@ class CaptionDecoder(nn.Module):
             output, alpha, state = self.step(words, state)
             outputs.append(output)  # (n, output_dim)
             alphas.append(alpha)  # (n, P) or None
-            location_log_probs.append(getattr(state, "location_log_prob", None))  # (n,), only hard attention's
-        logits = self.scores(torch.cat(outputs))  # (M, vocab_size)
-
-        targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
-        drawn = None if location_log_probs[0] is None else torch.cat(location_log_probs)  # (M,)
-        alphas = None if alphas[0] is None else unpack(torch.cat(alphas), targets.batch_sizes)  # (N, T, P)
-        return Decoded(logits, targets.data, alphas, batch_sizes, order, location_log_probs=drawn)
+            log_probs.append(getattr(state, "location_log_prob", None))  # (n,), only hard attention's
+        return (None if parts[0] is None else torch.cat(parts) for parts in (outputs, alphas, log_probs))
 
     @torch.no_grad()
     def mix_words(self, words, last_output, teacher_forcing):

@@ -54,14 +54,16 @@ class Config:
     fine_tune_from_block: Block = 2  # first convolutional block of a pretrained encoder that is trained
 
     # Decoder
-    decoder: str = "soft"  # 'soft', 'hard' (Xu 2015), 'show_tell' (Vinyals 2015), 'spatial', 'adaptive' (Lu 2017)
+    decoder: str = "soft"  # soft, hard, show_tell, spatial, adaptive, att2in, top_down, transformer: see the README
     embed_dim: Dimension = 512  # of a word's embedding
-    decoder_dim: Dimension = 512  # of the LSTM's state
+    decoder_dim: Dimension = 512  # of the LSTM's state, or of a word's vector in a transformer
     attention_dim: Dimension = 512  # of the space where attention compares locations with the LSTM's state
-    decoder_layers: Layers = 1  # LSTM cells on top of one another; the papers have one
+    decoder_layers: Layers | None = None  # on top of one another; default 1 LSTM cell, or 3 layers of a transformer
+    attention_heads: Count = 8  # transformer: attentions beside one another in each layer (Vaswani 2017, 3.2.2)
+    shown_head: Count | None = None  # transformer: the last layer's head that tells where it looked; default their mean
     gate: bool = True  # soft, hard: scale each dimension of the context by a gate beta (tutorial; paper, section 4.2.1)
     deep_output: bool = False  # soft, hard: the previous word and the context enter the output too (paper, eq. 7)
-    attention_nonlinearity: Literal["relu", "tanh"] = "relu"  # of attention's score; the paper has tanh
+    attention_nonlinearity: Literal["relu", "tanh"] = "relu"  # of attention's score; the papers have tanh
     hard_expected_share: Share = 0.5  # hard: how often, word by word, training takes the expected value (paper, 4.1)
     hard_inference: Literal["argmax", "sample", "expectation"] = "argmax"  # hard: where to look after training
     tie_weights: bool = False  # one matrix for the embeddings and the logits (Press and Wolf 2017)
@@ -70,6 +72,7 @@ class Config:
     fine_tune_embeddings: bool = True  # train the embeddings; False only makes sense with word_vectors
     dropout: Probability = 0.5  # share of the decoder's output that is dropped in training (Srivastava et al. 2014)
     embedding_dropout: Probability = 0.0  # the same for the word embeddings
+    residual_dropout: Probability = 0.1  # transformer: the same for what each sub-layer adds (Vaswani 2017, 5.4)
     state_dropout: Probability = 0.0  # soft, hard, show_tell: the same for the LSTM's first state
 
     # Loss

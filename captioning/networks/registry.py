@@ -4,10 +4,13 @@ from typing import Literal, NamedTuple
 
 from captioning.command_line import check_value
 from captioning.networks.adaptive import AdaptiveAttention, SpatialAttention
+from captioning.networks.att2in import Att2in
 from captioning.networks.show_and_tell import ShowAndTell
+from captioning.networks.top_down import TopDownAttention
+from captioning.networks.transformer import Transformer
 from captioning.speed.accelerate import accelerate
 from models import DecoderWithAttention, DecoderWithHardAttention, Encoder
-from utils import Dimension, GridSide, Layers, Positive, Probability, Share, UserError, short
+from utils import Count, Dimension, GridSide, Layers, Positive, Probability, Share, UserError, short
 
 DECODERS = {
     "soft": DecoderWithAttention,
@@ -15,32 +18,39 @@ DECODERS = {
     "show_tell": ShowAndTell,
     "spatial": SpatialAttention,
     "adaptive": AdaptiveAttention,
+    "att2in": Att2in,
+    "top_down": TopDownAttention,
+    "transformer": Transformer,
 }
 
 
 class Setting(NamedTuple):
     """A field of train.py's config that a decoder is built from."""
 
-    default: object  # what a config that does not have the field yet is taken to mean
+    default: object  # what a config that does not have the field yet is taken to mean; None: the decoder's own default
     argument: str  # the decoder's name for it
     decoders: tuple  # those that have it
     type: object  # which values make sense, as in train.py's Config
 
 
 ALL = tuple(DECODERS)
-WITH_ATTENTION = ("soft", "hard", "spatial", "adaptive")
+ADDITIVE = ("soft", "hard", "spatial", "adaptive", "att2in", "top_down")  # those with `models.Attention`
+WITH_ATTENTION = (*ADDITIVE, "transformer")
 SETTINGS = {
     "embed_dim": Setting(512, "embed_dim", ALL, Dimension),
     "decoder_dim": Setting(512, "decoder_dim", ALL, Dimension),
-    "attention_dim": Setting(512, "attention_dim", WITH_ATTENTION, Dimension),
+    "attention_dim": Setting(512, "attention_dim", ADDITIVE, Dimension),
     "encoded_image_size": Setting(14, "encoded_image_size", ALL, GridSide),
     "dropout": Setting(0.5, "dropout", ALL, Probability),
     "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, Probability),
     "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), Probability),
-    "decoder_layers": Setting(1, "layers", ALL, Layers),
+    "residual_dropout": Setting(0.1, "residual_dropout", ("transformer",), Probability),
+    "decoder_layers": Setting(None, "layers", tuple(name for name in ALL if name != "att2in"), Layers | None),
+    "attention_heads": Setting(8, "heads", ("transformer",), Count),
+    "shown_head": Setting(None, "shown_head", ("transformer",), Count | None),
     "gate": Setting(True, "gate", ("soft", "hard"), bool),
     "deep_output": Setting(False, "deep_output", ("soft", "hard"), bool),
-    "attention_nonlinearity": Setting("relu", "nonlinearity", WITH_ATTENTION, Literal["relu", "tanh"]),
+    "attention_nonlinearity": Setting("relu", "nonlinearity", ADDITIVE, Literal["relu", "tanh"]),
     "embedding_max_norm": Setting(None, "embedding_max_norm", ALL, Positive | None),
     "tie_weights": Setting(False, "tie_weights", ALL, bool),
     "hard_expected_share": Setting(0.5, "expected_share", ("hard",), Share),
@@ -85,7 +95,8 @@ def build_decoder(config, vocab_size, encoder_dim):
         value = config.get(field, setting.default)
         if name in setting.decoders:
             check_value(field, setting.type, value)
-            arguments[setting.argument] = value
+            if value is not None:
+                arguments[setting.argument] = value
         elif value != setting.default:
             raise UserError(
                 f"{field}: {short(value)} found, {setting.default!r} (the default) expected: the decoder '{name}' has "

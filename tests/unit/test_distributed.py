@@ -24,7 +24,7 @@ import train
 from captioning import distributed
 from captioning.command_line import run_script
 from captioning.evaluation import metrics
-from captioning.networks.registry import build_decoder
+from captioning.networks.registry import DECODERS, build_decoder
 from captioning.storage.tensors import load_checkpoint
 from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder
@@ -180,7 +180,7 @@ def test_the_same_with_accumulation_hard_attention_and_an_encoder_that_joins_in(
 def each_decoder():
     done = []
     with distributed.join_processes("cpu"):
-        for kind in ("soft", "hard", "show_tell", "spatial", "adaptive"):
+        for kind in DECODERS:
             torch.manual_seed(5)
             encoder = Encoder("squeezenet1_1", encoded_image_size=3)
             encoder.fine_tune(kind == "soft")
@@ -197,7 +197,7 @@ def each_decoder():
 
 def test_every_decoder_gives_every_process_the_same_gradients(two_processes):
     first, second = two_processes(each_decoder)
-    assert len(first) == 5 and first == second and all(first)
+    assert len(first) == len(DECODERS) and first == second and all(first)
 
 
 def reinforce():

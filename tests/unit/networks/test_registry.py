@@ -1,190 +1,45 @@
-"""Each decoder computes what its paper's equations say, learns, and runs wherever the others run."""
+"""What holds for every decoder: it learns, and runs wherever the others run; and the registry that knows them all."""
 
 import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
+from decoder_checks import (
+    END,
+    GRIDS,
+    RULES,
+    SMALL,
+    START,
+    VOCAB,
+    assert_same,
+    build,
+    captions,
+    gradients,
+    grid,
+    objective,
+    suiting,
+)
 
 import train
-from captioning.inference.search import Rules, beam_search, greedy_search
+from captioning.inference.search import beam_search, greedy_search
 from captioning.networks.registry import DECODERS, SETTINGS, build_decoder
 from captioning.training.losses import CaptionLoss
 from models import DecoderWithAttention, DecoderWithHardAttention, mean_features, select_rows
 from utils import UserError
 
-VOCAB, PAD, START, END = 11, 0, 9, 10
-SMALL = {"embed_dim": 7, "decoder_dim": 6, "attention_dim": 6, "encoded_image_size": 3, "dropout": 0.0}
-UNSEEN_BY_SOFTMAX = {"attention.full_att.bias"}  # it moves the scores of all locations alike; add your own
-NEW = ["show_tell", "spatial", "adaptive"]  # what models.py does not have
-GRIDS = [(2, 2), (3, 3), (5, 5), (4, 7), (1, 1)]  # a decoder sees 3 x 3
-RULES = Rules(start=START, end=END, max_length=9, forbidden=(PAD, START))
+NEW = [name for name in DECODERS if name not in ("soft", "hard")]  # what models.py does not have
 
 
-def build(name, spread=0.5, encoder_dim=4, **changed):
-    """A small decoder, its random numbers far enough from zero to matter."""
-    torch.manual_seed(0)
-    settings = {field: value for field, value in SMALL.items() if name in SETTINGS[field].decoders}
-    decoder = build_decoder({"decoder": name} | settings | changed, VOCAB, encoder_dim)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.normal_(0, spread)
-    return decoder
-
-
-def grid(n, size=(3, 3), seed=0, encoder_dim=4):
-    return torch.randn(n, *size, encoder_dim, generator=torch.Generator().manual_seed(seed))
-
-
-def captions(n, seed=0, longest=8):
-    """:return: n captions (n, longest + 2) of up to `longest` words between <start> and <end>, and their lengths"""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, longest + 3, (n,), generator=generator)
-    rows = torch.randint(1, START, (n, longest + 2), generator=generator)
-    for row, length in zip(rows, lengths, strict=True):
-        row[0], row[length - 1], row[length:] = START, END, PAD
-    return rows, lengths
-
-
-def assert_same(found, expected):
-    """To 1e-5 of the tensor's largest number, in float32; what is nothing but rounding noise may differ."""
-    size = expected.detach().abs().max().item()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=max(1e-5 * size, 2e-7))
-
-
-# The papers' equations, one photo and one caption at a time, cell by cell. Vectors have one axis.
-
-
-def affine(p, name, *vectors):
-    return p[f"{name}.weight"] @ torch.cat(vectors) + p[f"{name}.bias"]
-
-
-def lstm(p, i, x, h, m):
-    """Layer i: the gates one by one. (Lu et al. write m for the memory; so does this.)"""
-    weight = torch.cat([p[f"decode_step.{i}.weight_ih"], p[f"decode_step.{i}.weight_hh"]], dim=1)
-    bias = p[f"decode_step.{i}.bias_ih"] + p[f"decode_step.{i}.bias_hh"]
-    write, keep, candidate, show = (weight @ torch.cat([x, h]) + bias).chunk(4)
-    m = keep.sigmoid() * m + write.sigmoid() * candidate.tanh()
-    return show.sigmoid() * m.tanh(), m
-
-
-def stack(p, x, state):
-    """All layers: the new (h, m) of each."""
-    new = []
-    for i, (h, m) in enumerate(state):
-        new.append(lstm(p, i, x, h, m))
-        x = new[-1][0]
-    return new
-
-
-def plain_show_tell(p, a, words, layers):
-    """Vinyals et al., equations 10 to 12: x_-1 is the photo, x_t a word, p_t+1 = LSTM(x_t)."""
-    d = p["decode_step.0.weight_hh"].shape[1]
-    state = [(torch.zeros(d), torch.zeros(d)) for _ in range(layers)]
-    state = stack(p, affine(p, "embed_image", sum(a) / len(a)), state)
-    scores = []
-    for word in words:
-        state = stack(p, p["embedding.weight"][word], state)
-        scores.append(affine(p, "fc", state[-1][0]))
-    return torch.stack(scores), None, None
-
-
-def plain_lu(p, a, words, layers, adaptive, squash=torch.relu):
-    """Lu et al., equations 6 to 16; alpha is the softmax over the grid alone, as in equation 7."""
-    d = p["decode_step.0.weight_hh"].shape[1]
-    state = [(torch.zeros(d), torch.zeros(d)) for _ in range(layers)]
-    v = [affine(p, "encode_cells", a_i).relu() for a_i in a]
-    v_g = affine(p, "encode_image", sum(a) / len(a)).relu()
-
-    def score(key, h):
-        return affine(p, "attention.full_att", squash(key + affine(p, "attention.decoder_att", h)))
-
-    scores, alphas, betas = [], [], []
-    for word in words:
-        x = torch.cat([p["embedding.weight"][word], v_g])
-        last_h = state[-1][0]
-        state = stack(p, x, state)
-        h, m = state[-1]
-        z = [score(affine(p, "attention.encoder_att", v_i), h) for v_i in v]
-        alpha = torch.cat(z).softmax(dim=0)
-        c = sum(alpha_i * v_i for alpha_i, v_i in zip(alpha, v, strict=True))
-        beta = torch.zeros(1)
-        if adaptive:
-            s = affine(p, "sentinel_gate", x, last_h).sigmoid() * m.tanh()
-            beta = torch.cat([*z, score(affine(p, "sentinel_att", s), h)]).softmax(dim=0)[-1:]
-            c = beta * s + (1 - beta) * c
-        scores.append(affine(p, "fc", c + h))
-        alphas.append(alpha)
-        betas.append(beta)
-    return torch.stack(scores), torch.stack(alphas), torch.stack(betas)
-
-
-def plain(name, decoder, features, rows, lengths, **options):
-    """:return: for each caption: scores (T, vocab_size), alphas (T, P) over the grid alone, betas (T, 1)"""
-    p = dict(decoder.named_parameters())
-    p.setdefault("fc.weight", p["embedding.weight"])  # tied
-    cells = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2), 3).flatten(2).transpose(1, 2)  # (N, P, encoder_dim)
-    equations = {"show_tell": plain_show_tell, "spatial": plain_lu, "adaptive": plain_lu}[name]
-    options = {"layers": 1} | options | ({} if name == "show_tell" else {"adaptive": name == "adaptive"})
-    return [
-        equations(p, list(a), row[: length - 1], **options)
-        for a, row, length in zip(cells, rows, lengths.tolist(), strict=True)
-    ]
-
-
-def objective(scores, alphas, targets):
-    """Any number that depends on all scores and alphas."""
-    loss = F.cross_entropy(scores, targets)
-    return loss if alphas is None else loss + ((1 - alphas.sum(dim=1)) ** 2).mean()
-
-
-def gradients(loss, decoder, features):
-    decoder.zero_grad()
-    features.grad = None
-    loss.backward()
-    return {name: p.grad.clone() for name, p in decoder.named_parameters()} | {"features": features.grad.clone()}
-
-
-VARIANTS = {
-    "one layer": ({}, {}),
-    "two layers": ({"decoder_layers": 2}, {"layers": 2}),
-    "tied": ({"tie_weights": True, "decoder_dim": 7}, {}),
-    "tanh": ({"attention_nonlinearity": "tanh"}, {"squash": torch.tanh}),
-}
-CASES = [(n, v, (2, 2)) for n in NEW for v in VARIANTS if (n, v) != ("show_tell", "tanh")]
-CASES += [(n, "one layer", size) for n in NEW for size in GRIDS[1:]]
-
-
-@pytest.mark.parametrize(("name", "variant", "size"), CASES, ids=str)
-def test_scores_alphas_and_gradients_are_those_of_the_papers_equations(name, variant, size):
-    settings, options = VARIANTS[variant]
-    decoder, features, (rows, lengths) = build(name, **settings), grid(4, size).requires_grad_(), captions(4)
-
-    decoded = decoder(features, rows, lengths)
-    found = gradients(objective(decoded.logits, decoded.alphas, decoded.targets), decoder, features)
-
-    slow = plain(name, decoder, features, rows, lengths, **options)
-    slow = [slow[i] for i in decoded.order]
-    packed = pack_padded_sequence(
-        torch.nn.utils.rnn.pad_sequence([scores for scores, _, _ in slow], batch_first=True),
-        lengths[decoded.order] - 1, batch_first=True,
-    ).data  # fmt: skip
-    alphas = None
-    if name != "show_tell":
-        grid_only = [(1 - beta) * alpha for _, alpha, beta in slow]  # the rest is the sentinel's
-        alphas = torch.nn.utils.rnn.pad_sequence(grid_only, batch_first=True)
-        assert_same(decoded.alphas, alphas)
-    assert_same(decoded.logits, packed)
-    expected = gradients(objective(packed, alphas, decoded.targets), decoder, features)
-    for parameter in expected:
-        assert_same(found[parameter], expected[parameter])
+def is_unseen_by_softmax(parameter):
+    """Whether a parameter moves all scores of a softmax alike: a key's bias, or that of an additive score."""
+    return parameter == "attention.full_att.bias" or parameter.endswith(".key.bias")
 
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("layers", [1, 2])
 def test_step_unrolled_equals_forward(name, layers):
-    decoder = build(name, decoder_layers=layers).eval()
+    decoder = build(name, **suiting(name, {"decoder_layers": layers})).eval()
     features, (rows, lengths) = grid(5, (4, 4)), captions(5)
     decoded = decoder(features, rows, lengths)
     scores = decoded.logits.split(decoded.batch_sizes)  # T of (n, vocab_size)
@@ -200,7 +55,7 @@ def test_step_unrolled_equals_forward(name, layers):
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_states_rows_can_be_reordered_repeated_and_dropped(name):
-    decoder = build(name, decoder_layers=2).eval()
+    decoder = build(name, **suiting(name, {"decoder_layers": 2})).eval()
     words, chosen = torch.tensor([1, 2, 3]), torch.tensor([2, 0, 2, 1])
     first = decoder.init_state(grid(3, (2, 2)))
     *_, state = decoder.step(words, first)
@@ -247,7 +102,7 @@ def test_the_gradient_of_the_words_reaches_every_parameter(name):
     decoded = decoder(grid(8), rows, lengths)
     F.cross_entropy(decoded.logits, decoded.targets).backward()
     for parameter, values in decoder.named_parameters():
-        if parameter in UNSEEN_BY_SOFTMAX:
+        if is_unseen_by_softmax(parameter):
             assert values.grad.abs().max() < 1e-6
         else:
             assert values.grad.abs().max() > 1e-4, parameter
@@ -255,15 +110,15 @@ def test_the_gradient_of_the_words_reaches_every_parameter(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_eight_captions_are_learnt_by_heart_each_from_its_own_photo(name):
-    sizes = {"embed_dim": 24, "decoder_dim": 32, "encoded_image_size": 2, "dropout": 0.0}
-    sizes |= {} if name == "show_tell" else {"attention_dim": 16}
+    sizes = {"embed_dim": 24, "decoder_dim": 32, "attention_dim": 16, "encoded_image_size": 2, "dropout": 0.0,
+             "residual_dropout": 0.0}  # fmt: skip
     torch.manual_seed(0)
-    decoder = build_decoder({"decoder": name} | sizes, VOCAB, 8)
+    decoder = build_decoder({"decoder": name} | suiting(name, sizes), VOCAB, 8)
     features = grid(8, (2, 2), encoder_dim=8)
     rows = torch.randint(1, START, (8, 7), generator=torch.Generator().manual_seed(0))
     rows[:, 0], rows[:, -1], lengths = START, END, torch.full((8,), 7)
     loss_function = CaptionLoss(doubly_stochastic_weight=0.0)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.005 if name == "transformer" else 0.02)
     for _ in range(60):
         loss, cross_entropy = loss_function(decoder(features, rows, lengths))
         optimizer.zero_grad()
@@ -298,26 +153,6 @@ def test_greedy_choice_and_beam_search_run_on_every_decoder(name):
                 torch.testing.assert_close(hypothesis.alphas, decoded.alphas[0], rtol=1e-4, atol=1e-5)
 
 
-def test_each_words_share_of_the_sentinel_can_be_told_from_its_alphas():
-    decoder, features, (rows, lengths) = build("adaptive", spread=1.0), grid(4), captions(4)
-    decoded = decoder(features, rows, lengths)
-    slow = plain("adaptive", decoder, features, rows, lengths)
-    shares = 1 - decoded.alphas.sum(dim=2)  # (N, T)
-    for row, caption in enumerate(decoded.order.tolist()):
-        betas = slow[caption][2].squeeze(1)
-        torch.testing.assert_close(shares[row, : len(betas)], betas, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(decoded.alphas[row, : len(betas)].sum(dim=1) + betas, torch.ones(len(betas)))
-        assert (shares[row, len(betas) :] == 1).all()
-    told = shares[decoded.alphas.sum(dim=2) > 0]
-    assert told.min() < 0.1 < 0.4 < told.max()  # they do differ from word to word
-
-
-def test_spatial_attention_has_no_sentinel():
-    decoded = build("spatial")(grid(4), *captions(4))
-    looked = decoded.alphas.sum(dim=2) > 0
-    assert (1 - decoded.alphas.sum(dim=2))[looked].abs().max() < 1e-5
-
-
 @pytest.mark.parametrize("size", GRIDS, ids=str)
 def test_the_mean_is_that_of_the_resized_grid(size):
     features = grid(2, size)
@@ -341,9 +176,7 @@ def test_half_precision_and_cached_features_are_taken(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_each_dropout_a_decoder_has_makes_training_random_and_nothing_else(name):
     rows, lengths = captions(4)
-    for field in ("dropout", "embedding_dropout", "state_dropout"):
-        if name not in SETTINGS[field].decoders:
-            continue
+    for field in suiting(name, dict.fromkeys(["dropout", "embedding_dropout", "state_dropout", "residual_dropout"])):
         settings = {field: 0.5} | ({"hard_expected_share": 1.0} if name == "hard" else {})
         decoder = build(name, **settings).train()
         one, other = (decoder(grid(4), rows, lengths).logits for _ in range(2))
@@ -363,10 +196,19 @@ def test_a_config_without_the_newer_fields_gets_their_defaults(name):
     assert decoder.embedding.weight.shape == (VOCAB, 512)
     assert decoder.fc.weight.shape == (VOCAB, 512)
     assert decoder.dropout.p == 0.5 and decoder.embedding_dropout.p == 0.0
-    assert len(decoder.decode_step) == 1 and decoder.encoded_image_size == 14
+    assert decoder.encoded_image_size == 14
     everything = {field: setting.default for field, setting in SETTINGS.items()}
     again = build_decoder({"decoder": name} | everything, VOCAB, 8)
     again.load_state_dict(decoder.state_dict())
+
+
+@pytest.mark.parametrize(("name", "layers"), [("soft", 1), ("show_tell", 1), ("adaptive", 1), ("transformer", 3)])
+def test_the_number_of_layers_is_the_decoders_own_unless_it_is_given(name, layers):
+    def parts(**settings):
+        sizes = {"decoder": name, "embed_dim": 8, "decoder_dim": 8}
+        return sum(parameter.numel() for parameter in build_decoder(sizes | settings, VOCAB, 8).parameters())
+
+    assert parts() == parts(decoder_layers=layers) < parts(decoder_layers=layers + 1)
 
 
 def test_the_oldest_configs_mean_soft_attention():
@@ -380,7 +222,7 @@ def test_defaults_are_those_of_the_training_script():
 
 
 def test_each_setting_reaches_its_decoder():
-    settings = SMALL | {
+    settings = suiting("hard", SMALL) | {
         "embedding_dropout": 0.1, "state_dropout": 0.2, "decoder_layers": 2, "gate": False, "deep_output": True,
         "attention_nonlinearity": "tanh", "embedding_max_norm": 3.0, "tie_weights": True, "hard_expected_share": 0.25,
         "hard_inference": "sample",

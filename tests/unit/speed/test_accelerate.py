@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_checks import suiting
 from plain_models import captions, grid
 from torch import nn
 
@@ -16,7 +17,8 @@ from captioning.speed import attention_in_parts, shared_products
 from captioning.speed.accelerate import QUICKER, accelerate
 
 QUICK_CLASSES = [quick for classes in QUICKER.values() for quick in classes.values()]
-SIZES = {"embed_dim": 7, "decoder_dim": 7, "encoded_image_size": 3, "dropout": 0.0, "decoder_layers": 2}
+SIZES = {"embed_dim": 7, "decoder_dim": 7, "encoded_image_size": 3, "dropout": 0.0}
+DEEPER = {"decoder_layers": 2, "attention_heads": 7}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,8 @@ def every_attention_is_large(monkeypatch):
 def plain_and_quick(request):
     """A decoder of every kind, in plain PyTorch, and the same accelerated."""
     torch.manual_seed(0)
-    plain = build_decoder({"decoder": request.param, "fast_cpu": False} | SIZES, 11, 6)
+    deeper = suiting(request.param, DEEPER)
+    plain = build_decoder({"decoder": request.param, "fast_cpu": False} | SIZES | deeper, 11, 6)
     for parameter in plain.parameters():
         nn.init.normal_(parameter, 0, 0.5)
     return plain, accelerate(copy.deepcopy(plain))
@@ -120,10 +123,10 @@ def test_the_state_dict_keeps_its_names(plain_and_quick):
 
 
 def test_every_layer_shares_its_products(plain_and_quick, monkeypatch):
-    """All but attention's scores, which have a way of their own."""
+    """All but attention's scores, which have a way of their own, and what only scales."""
     _, quick = plain_and_quick
     for module in quick.modules():
-        if list(module.parameters(recurse=False)) and not isinstance(module, nn.ModuleList):
+        if list(module.parameters(recurse=False)) and not isinstance(module, nn.ModuleList | nn.LayerNorm):
             assert type(module) in QUICK_CLASSES, type(module)
 
 
