@@ -3,11 +3,19 @@
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
+
+from utils import UserError
+
+CPU = torch.device("cpu")
 
 
 def synchronize(device):
@@ -32,6 +40,24 @@ def in_own_process(function, *arguments):
     """:return: what the function returns; how it finds and leaves the memory is not another's concern"""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def peak_bytes(device=CPU):
+    """
+    :return: the most bytes of a GPU's memory that were held since the last call; of a CPU's, by this process, without
+        those of files such as libraries
+    :raises UserError: if this system does not tell
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    if not Path("/proc/self/clear_refs").exists():
+        raise UserError("this benchmark needs Linux, whose /proc tells a process's peak since the last look")
+    lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.endswith(" kB"))
+    kilobytes = {name: int(number) for name, number, _ in lines}
+    Path("/proc/self/clear_refs").write_text("5")  # from here on a new peak
+    return 1024 * (kilobytes["VmHWM:"] - kilobytes["RssFile:"])
 
 
 def matmul_rate(device, dtype, size=2048):

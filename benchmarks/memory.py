@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import report
+from measure import peak_bytes, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
@@ -19,7 +19,6 @@ import create_input_files
 import train
 from captioning.command_line import run_script
 from captioning.preparation.shapes import create_shapes
-from utils import UserError
 
 TINY = {"encoder": "shufflenet_v2_x0_5", "encoder_weights": "none", "encoded_image_size": 2, "embed_dim": 32,
         "decoder_dim": 32, "attention_dim": 32, "val_beam_size": 1, "stop_patience": 10**6}  # fmt: skip
@@ -35,8 +34,6 @@ class Config:
 
 
 def main(config):
-    if not Path("/proc/self/clear_refs").exists():
-        raise UserError("memory.py: needs Linux, whose /proc tells a process's peak since the last look")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -70,14 +67,6 @@ def train_and_measure(config, case, options):
     )  # fmt: skip
     train.validate = validate
     return peaks
-
-
-def peak_bytes():
-    """:return: the most bytes that this process held since the last call, without those of files such as libraries"""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().split("\n") if line.endswith(" kB"))
-    kilobytes = {name: int(number) for name, number, _ in lines}
-    Path("/proc/self/clear_refs").write_text("5")  # from here on a new peak
-    return 1024 * (kilobytes["VmHWM:"] - kilobytes["RssFile:"])
 
 
 if __name__ == "__main__":

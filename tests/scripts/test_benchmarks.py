@@ -32,3 +32,15 @@ def test_a_benchmark_compares_with_the_plain_version_and_reports_json(script, op
     for row in rows:
         assert set(row) == {"benchmark", "case", "unit", "plain", "ours", "ratio", "limit_fraction"}
         assert row["ratio"] == pytest.approx(row["ours"] / row["plain"], rel=0.01, abs=0.006)
+
+
+def test_the_decoders_benchmark_has_a_row_and_a_line_of_json_for_each():
+    command = [sys.executable, ROOT / "benchmarks/decoders.py", "--decoders", "show_tell", "transformer",
+               "--photos", "1", "--repeats", "1", "--grid", "2"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.split("\n")
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| `show_tell`", "| `transformer`"]
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [row["case"] for row in rows] == ["show_tell", "transformer"]
+    assert all(value > 0 for row in rows for value in list(row.values())[2:])
