@@ -43,7 +43,7 @@ class MultiHeadAttention(nn.Module):
         Find for each vector what it asks for.
 
         :param x: (N, T, dim), the vectors that ask
-        :param keys, values: (N, S, dim) each, by what the S vectors that may be looked at are found, and what they tell
+        :param keys, values: (N, S, dim) each, of the vectors that are looked at: what each is found by, what it tells
         :param causal: let the first vector see only the first of them, the second the first two, and so on
         :return: what was found (N, T, dim); weights (N, heads, T, S) that sum to 1 over S, or None if not asked for
         """

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from decoder_checks import END, RULES, START, build, grid, suiting
 
-from captioning.inference.search import Rules, beam_search
+from captioning.inference.search import beam_search
+from captioning.networks.registry import DECODERS
 from captioning.training.losses import CaptionLoss
 from models import Encoder
 
-START, END = 8, 9
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")]
 
 
@@ -25,8 +26,7 @@ def full_precision():
 def loss_and_gradients(decoder, device):
     """:return: the loss of three captions, and the gradients of the decoder's parameters, on the CPU"""
     decoder = copy.deepcopy(decoder).to(device)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.rand(3, 3, 3, 6, generator=generator).to(device)
+    features = grid(3).to(device)
     captions = torch.tensor([[START, 1, 2, 3, END], [START, 4, 5, END, 0], [START, 6, END, 0, 0]], device=device)
     lengths = torch.tensor([5, 4, 3])
     loss, _ = CaptionLoss().to(device)(decoder(features, captions, lengths))
@@ -34,21 +34,21 @@ def loss_and_gradients(decoder, device):
     return loss.detach().cpu(), [parameter.grad.cpu() for parameter in decoder.parameters()]
 
 
-def test_loss_and_gradients_are_the_cpus(tiny_decoder):
-    decoder = tiny_decoder()
+@pytest.mark.parametrize("name", DECODERS)
+def test_loss_and_gradients_are_the_cpus(name):
+    decoder = build(name, **suiting(name, {"hard_expected_share": 1.0}))  # nothing is drawn
     torch.testing.assert_close(
         loss_and_gradients(decoder, "cuda"), loss_and_gradients(decoder, "cpu"), rtol=1e-4, atol=1e-6
     )
 
 
-def test_beam_search_writes_the_cpus_captions(tiny_decoder):
-    decoder = tiny_decoder().eval()
-    features = torch.rand(4, 3, 3, 6, generator=torch.Generator().manual_seed(1))
-    rules = Rules(start=START, end=END, max_length=8)
+@pytest.mark.parametrize("name", DECODERS)
+def test_beam_search_writes_the_cpus_captions(name):
+    decoder, features = build(name, spread=1.0).eval(), grid(4)
     found = [
         [
             [hypothesis.words for hypothesis in photo]
-            for photo in beam_search(decoder.to(device), features.to(device), rules, 3)
+            for photo in beam_search(decoder.to(device), features.to(device), RULES, 3)
         ]
         for device in ("cpu", "cuda")
     ]
