@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from skimage.transform import pyramid_expand, resize
 
+from captioning.display.arrays import check_image, square_grids
 from captioning.display.fonts import families_for
 
 PANELS_A_ROW = 6
@@ -91,23 +92,6 @@ def spotlight(image, light, least_peak=0.0):
     light = (light / max(light.max(), least_peak, np.finfo(np.float64).tiny))[:, :, None]  # (H, W, 1)
     dim = 0.3 * image.mean(axis=2, keepdims=True)  # (H, W, 1)
     return (light * image + (1 - light) * dim).astype(np.uint8)
-
-
-def check_image(image):
-    """Give the photo as an array, or a ValueError where it is not (H, W, 3) uint8."""
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image: found {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
-    return image
-
-
-def square_grids(alphas):
-    """Give (T, P) or (T, s, s) attention as (T, s, s)."""
-    alphas = np.asarray(alphas)
-    side = math.isqrt(math.prod(alphas.shape[1:]))
-    if alphas.ndim not in (2, 3) or alphas.size != len(alphas) * side * side:
-        raise ValueError(f"alphas: found shape {alphas.shape}, expected (T, P) of square grids or (T, s, s)")
-    return alphas.reshape(-1, side, side)
 
 
 def show_photo(axes, image, title, fontsize=11, cmap=None, extent=None):

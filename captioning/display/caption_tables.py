@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from captioning.display.attention_figures import attention_figure
-from captioning.display.figure_files import save_figure, show_or_save
 from captioning.display.html_page import PageCaption, PagePhoto, write_page
 from captioning.preparation.photo_batches import photo_size
 from captioning.screen import printable
@@ -70,6 +68,10 @@ def print_captions(photos, single, drawn=False, figure=None, smooth=True):
 
 def draw_attention(photo, path, smooth):
     """Write the attention figure of a `CaptionedPhoto` to `path`; show it, or put it into outputs/, if that is None."""
+    # Here, because the sentence need not wait for matplotlib.
+    from captioning.display.attention_figures import attention_figure
+    from captioning.display.figure_files import save_figure, show_or_save
+
     figure = attention_figure(in_shape(photo), photo.captions[0]["words"], photo.alphas, smooth=smooth)
     if path:
         save_figure(figure, path)

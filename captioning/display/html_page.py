@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from captioning.display.attention_figures import check_image, square_grids
+from captioning.display.arrays import check_image, square_grids
 from captioning.storage.files import atomic_path
 from utils import UserError
 

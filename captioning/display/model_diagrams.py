@@ -9,7 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 
-from captioning.display.attention_figures import check_image, show_photo, spotlight, upscale_attention
+from captioning.display.arrays import check_image
+from captioning.display.attention_figures import show_photo, spotlight, upscale_attention
 from captioning.display.palette import ATTENTION, ENCODER, GREY, LSTM, WORD
 
 

@@ -17,6 +17,7 @@ from captioning.inference.model_files import find_checkpoint, newest_checkpoint
 from captioning.inference.search import Rules, beam_search, sample_captions
 from captioning.inference.small_checkpoint import complete
 from captioning.networks.ensemble import Encoders, Ensemble
+from captioning.networks.network_parts import WithoutRandomWeights
 from captioning.networks.registry import build_decoder, build_encoder
 from captioning.storage.tensors import check_weights, load_checkpoint
 from datasets import check_word_map
@@ -219,12 +220,13 @@ def build_captioner(checkpoint, source, device="cpu"):
         return encoder, build_decoder(config, len(checkpoint["word_map"]), encoder.encoder_dim)
 
     try:
-        with torch.device("meta"):  # shapes only: a config may name sizes that no memory holds
+        with torch.device("meta"), WithoutRandomWeights():  # shapes only: a config may name sizes that no memory holds
             for module, name in zip(build(), ("encoder", "decoder"), strict=True):
                 check_weights(module, checkpoint[name], name)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    encoder, decoder = build()
+    with WithoutRandomWeights():
+        encoder, decoder = build()
     encoder.load_state_dict(checkpoint["encoder"])
     decoder.load_state_dict(checkpoint["decoder"])
     longest = checkpoint.get("max_length", LONGEST)

@@ -1,6 +1,6 @@
 """
-The networks that an `Encoder` can be made of, by name: torchvision's (torchvision_networks.py) and timm's, with CLIP's
-and DINOv2's image towers among them (timm_networks.py).
+The networks that an `Encoder` can be made of, by name: EfficientNet-Lite, written out in efficientnet_lite.py,
+torchvision's (torchvision_networks.py) and timm's, with CLIP's and DINOv2's image towers among them (timm_networks.py).
 
 A further one needs a function that takes 'imagenet' or 'none' and gives a `Backbone`, and a line in `build_backbone`.
 """
@@ -8,12 +8,11 @@ A further one needs a function that takes 'imagenet' or 'none' and gives a `Back
 import difflib
 import re
 
-from captioning.networks import torchvision_networks
+from captioning.networks import efficientnet_lite, torchvision_networks
 from captioning.storage.tensors import check_weights
 from utils import UserError, short
 
-LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # their weights come with pip packages
-NAMES = (*torchvision_networks.FAMILY, *LITE)  # and timm/<name>
+NAMES = (*torchvision_networks.FAMILY, *efficientnet_lite.WIDTH_AND_DEPTH)  # and timm/<name>
 
 
 def build_backbone(name, weights="none"):
@@ -25,12 +24,14 @@ def build_backbone(name, weights="none"):
     """
     if weights not in ("imagenet", "none"):
         raise UserError(f"encoder_weights: '{weights}' found, 'imagenet' or 'none' expected (or a file's path)")
+    if isinstance(name, str) and name in efficientnet_lite.WIDTH_AND_DEPTH:
+        return efficientnet_lite.build(name, weights)
     if isinstance(name, str) and name in torchvision_networks.FAMILY:
         return torchvision_networks.build(name, weights)
-    if isinstance(name, str) and (name in LITE or name.startswith("timm/")):
+    if isinstance(name, str) and name.startswith("timm/"):
         from captioning.networks import timm_networks  # importing timm takes as long as captioning a photo
 
-        return timm_networks.build_lite(name, weights) if name in LITE else timm_networks.build(name, weights)
+        return timm_networks.build(name, weights)
     near = difflib.get_close_matches(str(name), NAMES, n=5, cutoff=0.3) or NAMES[:5]
     raise UserError(f"encoder: {short(name)} is unknown; did you mean {', '.join(near)}? docs/recipes.md lists all")
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from utils import UserError
 
@@ -75,6 +76,19 @@ def outer_layers(network, holders=()):
 def tokens_to_grid(tokens):
     """:return: (N, dim, side, side) of a square photo's tokens (N, side * side, dim), each put back at its place"""
     return tokens.transpose(1, 2).unflatten(2, (math.isqrt(tokens.shape[1]), -1))
+
+
+class WithoutRandomWeights(TorchFunctionMode):
+    """
+    Within this block new layers keep whatever stands in their memory, as their weights are loaded next.
+
+    It saves the time of drawing them; and drawing on the meta device would import PyTorch's compiler, a second.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def no_download(weights, reason):

