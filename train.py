@@ -16,6 +16,7 @@ from utils import (
     Block,
     Count,
     CountOrZero,
+    Decay,
     Dimension,
     GridSide,
     Layers,
@@ -96,6 +97,8 @@ class Config:
     decoder_lr: Positive = 4e-4  # learning rate of the decoder
     embedding_lr: Positive | None = None  # learning rate of the word embeddings; default that of the decoder
     weight_decay: NotNegative = 0.0  # pull of all weights towards 0
+    ema_decay: Decay = 0.0  # validate, and keep as best.pth, a moving average of the weights; 0.999 is usual, 0 is none
+    average_last: Count = 1  # the same with the mean of the weights after each of the last so many epochs
     clip: Literal["value", "norm", "none"] = "value"  # limit each gradient, or their norm (Pascanu 2013)
     clip_at: Positive = 5.0  # largest absolute value, or norm, of the gradients
     schedule: Literal["none", "steps", "plateau", "exponential", "cosine", "one_cycle"] = "plateau"  # of learning rates
@@ -233,11 +236,13 @@ def train(run, order, folder, unchanged, meteor):
             train_one_epoch(run, *loaders["TRAIN"], critic, watch)
             if distributed.is_joined():  # later, several processes could not agree to save before they leave
                 folder.save(run)
+        run.average.end_epoch(run.epoch)
 
         trained = time.monotonic()
         with folder.saved_if_it_fails(run):
             unchanged.check()
-            with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):  # training's numbers stay
+            gpus = [run.device] if run.device.type == "cuda" else []
+            with torch.random.fork_rng(gpus), run.average.in_place():  # training's random numbers stay
                 scores, figure = validate(run, *loaders["VAL"], meteor)
         seconds = {"train_seconds": trained - begun, "val_seconds": time.monotonic() - trained}
         with Postponed():
@@ -285,6 +290,7 @@ def train_one_epoch(run, loader, resident, critic, watch):
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.schedule.step()
+        run.average.after_step()
         run.step += 1
         run.batch = i + 1
         if watch.after_step(rate, norm):

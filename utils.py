@@ -34,6 +34,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]  # of a whole
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # share of an average that a step keeps
 Split = Annotated[Literal["TRAIN", "VAL", "TEST"], BeforeValidator(lambda name: str(name).upper())]
 Metric = Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
 Precision = Literal["float32", "bf16", "fp16"]

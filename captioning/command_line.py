@@ -247,7 +247,7 @@ def describe_values(schema):
     if schema["type"] == "array":
         return f"one or more values, each {describe_values(schema['items'])},"
     words = {"null": "None", "boolean": "True or False", "string": "text", "integer": "a whole number"}
-    limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     ranges = [f"{word} {schema[key]:,}" for key, word in limits.items() if key in schema]
     return " ".join([words.get(schema["type"], "a number"), *ranges])
 

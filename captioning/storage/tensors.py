@@ -164,12 +164,21 @@ def check_weights(module, state_dict, name):
     :param module: what the weights are for; it may be on the meta device, where only shapes are
     :raises UserError: if a state dict does not fit the module, or has weights that are not finite numbers
     """
-    own = module.state_dict()
-    for key in dict.fromkeys([*own, *state_dict]):
-        found, expected = (describe_tensor(tensors.get(key)) for tensors in (state_dict, own))
-        if found != expected:
-            raise UserError(f"{name}: '{str(key)[:80]}' is {found}, its model needs {expected}")
-        if not state_dict[key].isfinite().all():
+    check_tensors(module.state_dict(), state_dict, name)
+
+
+def check_tensors(own, found, name):
+    """
+    :param own: dict of name -> tensor, of a model
+    :param found: what is to take their place, from a file
+    :param name: of the part, for messages
+    :raises UserError: if it does not fit, or has weights that are not finite numbers
+    """
+    for key in dict.fromkeys([*own, *found]):
+        kind, expected = (describe_tensor(tensors.get(key)) for tensors in (found, own))
+        if kind != expected:
+            raise UserError(f"{name}: '{str(key)[:80]}' is {kind}, its model needs {expected}")
+        if not found[key].isfinite().all():
             raise UserError(f"{name}: '{str(key)[:80]}' has values that are not finite numbers; the model is of no use")
 
 

@@ -43,11 +43,13 @@ def restore(run, checkpoint):
         if found != expected:
             raise UserError(f"{name}: {found!r} found, but the resumed run has {short(expected)}; repeat its options")
     try:
+        checkpoint = with_own_weights(checkpoint)
         if checkpoint["progress"].get("self_critical_since", 0) and run.config.self_critical_from_epoch is not None:
             run.schedule = run.schedule_of_rewards()
         moments = check_parts(run, checkpoint)
         for name in ("encoder", "decoder", "loss_function", "schedule", "scaler"):
             getattr(run, name).load_state_dict(checkpoint[name])
+        run.average.load_state_dict(checkpoint.get("average", {}))
         # Learning rates and weight decay are the config's: a run that diverged may go on with others.
         run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": moments})
         run.schedule.apply()
@@ -66,6 +68,15 @@ def restore(run, checkpoint):
         reason = str(error).split("\n")[0]
         raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
     judge_anew_if_need_be(run, checkpoint)
+
+
+def with_own_weights(checkpoint):
+    """:return: the checkpoint with the weights that training goes on with, where best.pth has their mean over time"""
+    parts = {name: dict(checkpoint[name]) for name in ("encoder", "decoder")}
+    for name, tensor in checkpoint.get("own_weights", {}).items():
+        part, _, name_in_part = name.partition(".")
+        parts[part][name_in_part] = tensor
+    return {**checkpoint, **parts}
 
 
 def best_of_old_checkpoint(run, checkpoint):

@@ -14,6 +14,7 @@ from captioning.training.augmentation import Augmentation, View, says_left_or_ri
 from captioning.training.losses import READINGS, CaptionLoss
 from captioning.training.run_log import RunLog
 from captioning.training.schedules import Schedule, teacher_forcing
+from captioning.training.weight_averaging import WeightAverage
 from utils import UserError
 
 
@@ -48,6 +49,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
+    average: WeightAverage  # of the weights over time, if it is asked for
     steps_per_epoch: int  # of the optimizer
     total_steps: int  # of the optimizer, with true captions, if nothing stops the run before
     log: RunLog = field(default_factory=RunLog)  # where its numbers go; nowhere, before the training begins
@@ -63,7 +65,7 @@ class Run:
     epochs_since_best: int = 0
     self_critical_since: int = 0  # the step at which rewards began; 0 before
 
-    PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler")
+    PARTS = ("encoder", "decoder", "loss_function", "optimizer", "schedule", "scaler", "average")
     PROGRESS = ("step", "epoch", "batch", "epochs_since_best", "self_critical_since")
 
     def train_mode(self, with_dropout):

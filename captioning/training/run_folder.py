@@ -247,7 +247,8 @@ class RunFolder:
         run.log.flush()
         content["curves"] = {path.name: path.stat().st_size for path in self.path.glob(CURVES)}
         if best:
-            save_checkpoint(content, self.best)
+            with run.average.in_place() as own:  # the tensors of `content` are the model's, not copies
+                save_checkpoint({**content, "own_weights": own}, self.best)
         save_checkpoint(content, self.last, self.previous)
 
 

@@ -52,6 +52,11 @@ def check_config(config):
             f"self_critical_from_epoch: {config.self_critical_from_epoch} found, but the run ends after epoch "
             f"{config.epochs}; give an earlier one, or more --epochs"
         )
+    if config.ema_decay and config.average_last > 1:
+        raise UserError(
+            f"average_last: {config.average_last} found with --ema_decay {config.ema_decay}, but best.pth can hold one "
+            "mean only; leave one of them out"
+        )
     if config.tie_weights and not config.fine_tune_embeddings:
         raise UserError("fine_tune_embeddings: False found, but with --tie_weights they are the output's weights too")
     if config.start_from is not None and config.resume not in (None, "auto"):

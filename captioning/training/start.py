@@ -13,6 +13,7 @@ from captioning.storage.tensors import load_tensors
 from captioning.training.augmentation import Augmentation
 from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder, Run, build_schedule
+from captioning.training.weight_averaging import WeightAverage
 from utils import UserError, choose_autocast
 
 MODEL_SETTINGS = ("encoder", "encoder_dim", "decoder", *SETTINGS)  # what says how the model is built
@@ -45,6 +46,7 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         encoder.backbone.compile()  # in place: the names in checkpoints stay
 
     optimizer = build_optimizer(config, encoder, decoder)
+    average = WeightAverage(encoder, decoder, config.ema_decay, config.average_last)  # of all that is trained later
     total_steps = epochs_of_true_captions(config) * steps_per_epoch  # rewards have a schedule of their own
     encoder.fine_tune(config.fine_tune_encoder and config.fine_tune_from_step == 0, config.fine_tune_from_block)
     return Run(
@@ -65,6 +67,7 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer, total_steps, config.warmup_steps, config.schedule_cycles),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        average=average,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )

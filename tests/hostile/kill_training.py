@@ -43,10 +43,11 @@ TINY = [
     "--val_beam_size", "1", "--print_every", "3", "--save_minutes", "0.00001", "--resume", "auto",
 ]  # fmt: skip
 RECIPES = (  # between them, all that a run has to remember
-    ["--fine_tune_encoder", "--fine_tune_from_step", "9", "--accumulate", "2", "--schedule", "cosine"],
+    ["--fine_tune_encoder", "--fine_tune_from_step", "9", "--accumulate", "2", "--schedule", "cosine",
+     "--average_last", "2"],
     ["--decoder", "hard", "--hard_inference", "sample", "--bucket", "--flip", "0.5", "--noise", "0.1", "--workers", "1",
      "--teacher_forcing", "linear", "--optimizer", "sgd", "--precision", "bf16", "--schedule_patience", "1"],
-    ["--image_major", "--self_critical_from_epoch", "2"],
+    ["--image_major", "--self_critical_from_epoch", "2", "--ema_decay", "0.9"],
 )  # fmt: skip
 
 

@@ -177,6 +177,19 @@ def test_the_same_with_accumulation_hard_attention_and_an_encoder_that_joins_in(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("average", [{"ema_decay": 0.9}, {"average_last": 2}])
+def test_two_processes_average_the_weights_of_an_encoder_and_a_decoder_as_one_does(two_processes, folder, average):
+    name = next(iter(average))
+    configs, *_ = compare(two_processes, folder, name, epochs=3, fine_tune_encoder=True, encoder_lr=1e-5, **average)
+    one, two = (load_checkpoint(f"{config.run_folder}/best.pth") for config in configs)
+    last = load_checkpoint(f"{configs[1].run_folder}/last.pth")
+    assert not torch.equal(two["decoder"]["fc.bias"], last["decoder"]["fc.bias"])
+    for part in ("encoder", "decoder"):
+        one[part].pop("attention.full_att.bias", None)  # a softmax does not feel it: its gradient is but rounding
+        for name, weight in one[part].items():
+            torch.testing.assert_close(two[part][name], weight, atol=1e-4, rtol=1e-4)
+
+
 def each_decoder():
     done = []
     with distributed.join_processes("cpu"):

@@ -186,6 +186,13 @@ def test_moments_of_another_optimizer_are_refused(edit):
         lambda content: content.update(history=3),
         lambda content: content.update(best={"epoch": 1}),
         lambda content: content["optimizer"]["state"][0].clear(),
+        lambda content: content.update(own_weights={"decoder.fc.bias": torch.ones(3)}),
+        lambda content: content.update(own_weights={"other.fc.bias": torch.ones(10)}),
+        lambda content: content.update(own_weights=[3]),
+        lambda content: content["average"].update(steps=-1),
+        lambda content: content["average"].update(moving={"decoder.fc.bias": torch.ones(10)}),
+        lambda content: content["average"].update(epoch_ends={0: {}}),
+        lambda content: content.update(average=3),
         lambda content: content["optimizer"]["param_groups"][0].update(params=[[]]),
     ],
 )

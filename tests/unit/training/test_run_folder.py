@@ -15,6 +15,7 @@ from captioning.storage.files import atomic_path, lock, remove_leftovers
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from captioning.training.run_folder import RunFolder
 from captioning.training.run_log import RunLog
+from captioning.training.weight_averaging import WeightAverage
 from train import Config
 from utils import UserError
 
@@ -27,7 +28,7 @@ def a_run(step, size=10, **config):
     content["decoder"] = {"w": torch.full((size,), step)}
     return SimpleNamespace(
         step=step, log=RunLog(), check_weights=lambda: None, state_dict=lambda: dict(content), history=[],
-        config=Config(**config),
+        config=Config(**config), average=WeightAverage(torch.nn.Identity(), torch.nn.Identity()),
     )  # fmt: skip
 
 
