@@ -138,7 +138,7 @@ RUNS = {
         "max_length": 5, "device": "cpu", "data_folder": str(folder / "data"),
     },
     "convert": lambda folder: {
-        "checkpoint": str(folder / "tutorial.pth.tar"), "word_map": str(folder / f"data/WORDMAP_{NAME}.json"),
+        "checkpoint": (str(folder / "tutorial.pth.tar"),), "word_map": str(folder / f"data/WORDMAP_{NAME}.json"),
         "output": str(folder / "out/best.pth"),
     },
 }  # fmt: skip

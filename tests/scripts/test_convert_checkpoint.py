@@ -38,9 +38,8 @@ def folder(tutorial, tmp_path):
 
 def convert(folder, name, **options):
     """:return: path of what became of `name`"""
-    given = {"checkpoint": folder / f"{name}.pth.tar", "word_map": folder / "WORDMAP_tiny.json",
-             "output": folder / f"{name}.pth"} | options  # fmt: skip
-    main(Config(**{key: str(value) for key, value in given.items()}))
+    given = {"word_map": folder / "WORDMAP_tiny.json", "output": folder / f"{name}.pth"} | options
+    main(Config((str(folder / f"{name}.pth.tar"),), **{key: str(value) for key, value in given.items()}))
     return folder / f"{name}.pth"
 
 

@@ -35,7 +35,7 @@ def whole(tmp_path):
 
 def shrink(whole):
     small = whole.with_name("small.pth")
-    convert_checkpoint.main(convert_checkpoint.Config(str(whole), str(small)))
+    convert_checkpoint.main(convert_checkpoint.Config((str(whole),), str(small)))
     return small
 
 
