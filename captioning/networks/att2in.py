@@ -25,8 +25,8 @@ class Att2in(CaptionDecoder):
     An LSTM has three gates, each between 0 and 1, and a candidate for its memory. Soft attention shows what it sees to
     all four; here the gates follow from the words alone. The candidate is a maxout: of two units, the larger one.
 
-    As in the widely used code of Luo et al. (2018), a linear layer and a ReLU bring the locations to decoder_dim first,
-    once for all timesteps.
+    As in ruotianluo's self-critical.pytorch, a linear layer and a ReLU bring the locations to decoder_dim first, once
+    for all timesteps.
     """
 
     def __init__(self, vocab_size, encoder_dim, embed_dim=512, decoder_dim=512, attention_dim=512,

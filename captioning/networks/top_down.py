@@ -26,8 +26,8 @@ class TopDownAttention(CaptionDecoder):
     Two LSTMs (Anderson et al. 2018, section 3.2). The attention LSTM sees what the other has said, the photo as a whole
     and the previous word, and says where to look. The language LSTM sees what is found there, and says the next word.
 
-    The paper's v_i are detected objects; here they are the grid's locations. As in the widely used code of Luo et al.
-    (2018), a linear layer and a ReLU bring them to decoder_dim first, once for all timesteps.
+    The paper's v_i are detected objects; here they are the grid's locations. As in ruotianluo's self-critical.pytorch,
+    a linear layer and a ReLU bring them to decoder_dim first, once for all timesteps.
     """
 
     def __init__(self, vocab_size, encoder_dim, embed_dim=512, decoder_dim=512, attention_dim=512,

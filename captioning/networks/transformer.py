@@ -1,9 +1,9 @@
 """
 A transformer that writes captions (Vaswani et al. 2017): no recurrence, each word reads all words before it.
 
-Every word of the caption is a vector, that of its embedding and its position. A layer changes these vectors three
-times, and each time adds something to them: what a word finds in the words before it, what it finds in the photo, and
-what it makes of both. After the last layer, a word's vector tells which word comes next.
+Every word of the caption is a vector, the sum of its embedding and its position. A layer adds three things to it: what
+the word finds in the words before it (self-attention), what it finds in the photo (cross-attention), and what it makes
+of both (a feed-forward network). After the last layer, a word's vector tells which word comes next.
 
 A word never looks at those after it, so its vectors stay what they are when the caption goes on. Two things follow:
 
@@ -28,7 +28,7 @@ from utils import UserError, autocast_dtype
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions beside one another, each with its own eye for what matters: its "heads" (section 3.2.2)."""
+    """Several attentions beside one another, called heads, each of which looks for something else (section 3.2.2)."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -66,15 +66,17 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, dim, heads, dropout):
         super().__init__()
-        self.norm_before_words, self.read_words = nn.LayerNorm(dim), MultiHeadAttention(dim, heads)
-        self.norm_before_photo, self.read_photo = nn.LayerNorm(dim), MultiHeadAttention(dim, heads)
+        self.norm_before_words = nn.LayerNorm(dim)
+        self.read_words = MultiHeadAttention(dim, heads)  # self-attention
+        self.norm_before_photo = nn.LayerNorm(dim)
+        self.read_photo = MultiHeadAttention(dim, heads)  # cross-attention
         self.norm_before_thought = nn.LayerNorm(dim)
         self.think = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))  # equation 2
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, grid_keys, grid_values, word_keys, word_values, with_weights=False):
         """
-        :param x: (N, T, dim), words that follow the earlier ones; several only if there are no earlier ones
+        :param x: (N, T, dim), words after the earlier ones: one, or any number if there are no earlier ones
         :param grid_keys, grid_values: (N, P, dim) each, of the photo's locations
         :param word_keys, word_values: (N, t, dim) each, of the earlier words
         :return: x (N, T, dim); keys and values of all words (N, t + T, dim) each; weights (N, heads, T, P), with which
@@ -84,11 +86,11 @@ class TransformerLayer(nn.Module):
         word_keys = torch.cat([word_keys, self.read_words.key(normed)], dim=1)  # (N, t + T, dim)
         word_values = torch.cat([word_values, self.read_words.value(normed)], dim=1)  # (N, t + T, dim)
         found, _ = self.read_words(normed, word_keys, word_values, causal=x.shape[1] > 1)  # one word may read all
-        x = x + self.dropout(found)
+        x = x + self.dropout(found)  # (N, T, dim)
 
-        normed = self.norm_before_photo(x)
+        normed = self.norm_before_photo(x)  # (N, T, dim)
         found, weights = self.read_photo(normed, grid_keys, grid_values, with_weights=with_weights)
-        x = x + self.dropout(found)
+        x = x + self.dropout(found)  # (N, T, dim)
 
         x = x + self.dropout(self.think(self.norm_before_thought(x)))
         return x, word_keys, word_values, weights
@@ -124,7 +126,8 @@ class Transformer(CaptionDecoder):
         if shown_head is not None and shown_head > heads:
             raise UserError(f"shown_head: {shown_head} found, at most attention_heads ({heads}) expected")
         self.encoded_image_size, self.decoder_dim, self.shown_head = encoded_image_size, decoder_dim, shown_head
-        self.encode_locations, self.norm_of_grid = nn.Linear(encoder_dim, decoder_dim), nn.LayerNorm(decoder_dim)
+        self.encode_locations = nn.Linear(encoder_dim, decoder_dim)
+        self.norm_of_grid = nn.LayerNorm(decoder_dim)
         self.encode_words = nn.Identity() if embed_dim == decoder_dim else nn.Linear(embed_dim, decoder_dim)
         self.layers = nn.ModuleList(TransformerLayer(decoder_dim, heads, residual_dropout) for _ in range(layers))
         self.norm_of_output = nn.LayerNorm(decoder_dim)
@@ -139,7 +142,7 @@ class Transformer(CaptionDecoder):
         grid = resize_grid(self.encode_locations(features), self.encoded_image_size).flatten(1, 2)
         grid = self.norm_of_grid(grid)  # (N, P, decoder_dim)
         keys = torch.stack([layer.read_photo.key(grid) for layer in self.layers], dim=1)  # (N, layers, P, decoder_dim)
-        values = torch.stack([layer.read_photo.value(grid) for layer in self.layers], dim=1)
+        values = torch.stack([layer.read_photo.value(grid) for layer in self.layers], dim=1)  # likewise
         no_words = keys.new_zeros(len(keys), len(self.layers), 0, self.decoder_dim)
         return TransformerState(keys, values, no_words, no_words)
 
@@ -149,7 +152,7 @@ class Transformer(CaptionDecoder):
         return output.squeeze(1), alpha.squeeze(1), state
 
     def take_steps(self, captions, batch_sizes, state, teacher_forcing):
-        """The same as steps, all at once; unless the model's own words are mixed in, which come one after another."""
+        """As `CaptionDecoder.take_steps`, all at once, unless words of the model's own are mixed in one by one."""
         if teacher_forcing < 1:
             return super().take_steps(captions, batch_sizes, state, teacher_forcing)
         outputs, alphas, _ = self.read(captions[:, : len(batch_sizes)], state)  # (N, T, decoder_dim), (N, T, P)
@@ -163,7 +166,7 @@ class Transformer(CaptionDecoder):
         """
         Let words that follow those of the state pass through all layers.
 
-        :param words: (N, T): one word, or any number at the beginning
+        :param words: (N, T): one, or any number at the beginning
         :return: outputs (N, T, decoder_dim), alphas (N, T, P), the new state
         """
         embedded = self.encode_words(self.embed(words.flatten())).unflatten(0, words.shape)  # (N, T, decoder_dim)
