@@ -50,19 +50,19 @@ class Finetune:
     data_folder: str = "data/shapes"  # folder of the files that create_input_files.py made
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
-    resume: bool = False  # go on with the run whose training.pth is in output_folder
+    resume: bool = False  # continue the run whose training.pth is in output_folder
     overwrite: bool = False  # replace the fine-tuned model that is in output_folder
     save_minutes: NotNegative = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
 
     # What is learned
     freeze_vision: bool = False  # train the text transformer alone
-    captions_per_photo: Count = 5  # that are learned when a photo is seen; of more, some are drawn anew each time
+    captions_per_photo: Count = 5  # captions learned when a photo is seen; if it has more, drawn each time
     max_pieces: CaptionLength = 50  # longer captions are cut, in word pieces
     label_smoothing: Share = 0.1  # share of the target that is spread over all pieces (0.1 in BLIP's own code)
 
     # Optimizer: AdamW; the learning rate rises, then falls to 0 along half a cosine
-    epochs: Count = 5  # if nothing stops the run before (5 in the paper)
-    batch_size: Count = 8  # photos a step, each with its captions
+    epochs: Count = 5  # at most; the run may stop earlier (5 in the paper)
+    batch_size: Count = 8  # photos per step, each with its captions
     accumulate: Count = 4  # steps whose gradients are added up before the weights change
     lr: Positive = 1e-5  # highest learning rate (1e-5 in the paper)
     warmup_share: Share = 0.05  # share of the run in which the learning rate rises
@@ -127,7 +127,7 @@ class New:
     output_folder: str = "blip_small"  # where the model goes
     image_size: ImageSize = 128  # side of the photos that it sees, in pixels
     patch_size: ImageSize = 16  # side of a patch, in pixels
-    dim: Dimension = 128  # numbers that stand for a patch or a word piece
+    dim: Dimension = 128  # dimension of a patch or a word piece
     layers: Layers = 4  # of each of its two transformers
     heads: Layers = 4  # of each attention
     seed: Seed = 0  # of the weights
@@ -179,7 +179,7 @@ def finetune(config):
     folder = Path(config.output_folder)
     if (folder / "training.pth").exists() and not config.resume and not config.overwrite:
         raise UserError(
-            f"output_folder: {folder} holds a fine-tuning already; go on with it (--resume), choose another "
+            f"output_folder: {folder} holds a fine-tuning already; continue it (--resume), choose another "
             "--output_folder, or let it be replaced (--overwrite)"
         )
     state = load_tensors(folder / "training.pth") if config.resume else None
@@ -270,7 +270,7 @@ def train_one_epoch(run, loader, folder, stop):
         if saving:
             run.save(folder)
         if stepped and stop.number is not None:
-            print(f"Saved at step {run.step}; go on with --resume")
+            print(f"Saved at step {run.step}; continue with --resume")
             return
 
 

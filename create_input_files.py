@@ -24,7 +24,7 @@ class Config:
     output_folder: str | None = None  # where the files go; default data/<dataset>
     captions_per_image: Count = 5  # captions stored for each photo: drawn if it has more, repeated if it has fewer
     min_word_freq: CountOrZero = 5  # words that occur this often or less in the training captions become <unk>
-    max_len: CaptionLength = 50  # longest caption, in words; longer ones are left out, but stay as references
+    max_len: CaptionLength = 50  # longest caption, in words; longer ones are not trained on, but stay references
     image_size: ImageSize = 256  # width and height of the stored photos, in pixels
     workers: Workers | None = None  # processes that read photos; default one per core; 0 reads in this process
     seed: Seed = 0  # of the draws of captions and splits, and of the built-in dataset
@@ -141,7 +141,7 @@ def check_splits(splits, config):
         if not splits[split] and config.splits == "named":
             raise UserError(
                 f"annotations: no photos to {purpose} ({counts}), as the annotations name their splits; add those of "
-                f"{split}, or draw all splits anew with --splits drawn"
+                f"{split}, or draw all splits again with --splits drawn"
             )
         if not splits[split]:
             raise UserError(

@@ -219,7 +219,7 @@ class CaptionDataset(Dataset):
 
 class BatchOrder(Sampler):
     """
-    Which items make each batch, drawn anew each epoch; a function of the seed and the epoch alone.
+    Which items make each batch, drawn again each epoch; a function of the seed and the epoch alone.
 
     With `bucket`, captions of about the same length share a batch, which stays full to its last timestep: the shuffled
     items are sorted within pools of 50 batches, and the batches shuffled again.
@@ -291,7 +291,7 @@ def check_word_map(word_map, source):
         if word not in word_map:
             raise UserError(f"{source}: has no '{word}'; a word map needs {', '.join(SPECIAL_WORDS)}")
     if not all(isinstance(word, str) for word in word_map):
-        raise UserError(f"{source}: its word map has words that are no text; get or make it again")
+        raise UserError(f"{source}: its word map has words that are not text; get or make it again")
 
 
 def load_reference_file(path):
@@ -339,7 +339,7 @@ def captions_per_image(file):
     """
     :param file: open HDF5 file of photos
     :return: its attribute of that name
-    :raises UserError: if it has none, or the attribute is no number from 1
+    :raises UserError: if it has none, or the attribute is not 1 or more
     """
     try:
         count = file.attrs["captions_per_image"]
@@ -347,6 +347,6 @@ def captions_per_image(file):
         count = None
     if not isinstance(count, int | np.integer) or count < 1:
         raise UserError(
-            f"{file.filename}: has no attribute 'captions_per_image' from 1; run create_input_files.py again"
+            f"{file.filename}: has no attribute 'captions_per_image' of 1 or more; run create_input_files.py again"
         )
     return int(count)

@@ -266,7 +266,7 @@ def unpack(packed, batch_sizes):
 
 
 class StackedLSTM(nn.ModuleList):
-    """LSTM cells that stand on one another; the papers have one."""
+    """LSTM cells stacked on one another; the papers have one."""
 
     def __init__(self, input_dim, decoder_dim, layers):
         inputs = [input_dim] + [decoder_dim] * (layers - 1)
@@ -303,7 +303,7 @@ class DecoderWithAttention(CaptionDecoder):
         :param encoded_image_size: side of the grid that attention sees; features of another grid are resized to it
         :param dropout, embedding_dropout, state_dropout: on the output, the word embeddings and the first state
         :param gate: scale each dimension of the context by a gate beta (the paper's, section 4.2.1, is one number)
-        :param deep_output: let the previous word and the context speak in the output too (equation 7)
+        :param deep_output: let the previous word and the context enter the output too (equation 7)
         :param nonlinearity: of attention's score, 'relu' or 'tanh' (the paper's)
         """
         output_dim = embed_dim if deep_output else decoder_dim

@@ -4,7 +4,7 @@ network that learns it from nothing in a few minutes on two cores; `make demo` r
 
     python run_pipeline.py --dataset holiday --annotations captions.csv --image_folder photos
 
-Each step is a command that you could type yourself: they are printed as they run. Run again, it goes on where it ended.
+Each step is a command that you could type yourself, and is printed as it runs. Run again, it continues where it ended.
 """
 
 import shlex

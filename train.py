@@ -83,7 +83,7 @@ class Config:
     entropy_weight: NotNegative = 0.002  # hard: weight of attention's entropy (paper, 4.1; its code: 0.002)
     teacher_forcing: Literal["always", "linear", "exponential", "inverse_sigmoid"] = "always"  # or scheduled sampling
     teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
-    self_critical_from_epoch: Count | None = None  # the model's own captions are rewarded from it on (Rennie 2017)
+    self_critical_from_epoch: Count | None = None  # from this epoch on, own captions are rewarded (Rennie 2017)
     self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
     self_critical_temperature: Positive = 1.0  # of the softmax they are drawn by; after label smoothing 0.6 does well
     self_critical_samples: Several = 5  # own captions per photo, each compared with the mean of the others (Luo 2020)
@@ -105,8 +105,8 @@ class Config:
     warmup_steps: CountOrZero = 0  # steps in which the learning rates rise to their first value (Goyal et al. 2017)
     schedule_patience: Count = 8  # plateau: epochs without a better score before the rates drop
     schedule_gamma: PositiveShare = 0.8  # plateau, steps, exponential: what the rates are multiplied by
-    schedule_step_size: Count = 1000  # steps, exponential: every so many steps
-    schedule_cycles: Count = 1  # cosine: number of warm restarts, plus one (Loshchilov and Hutter 2017)
+    schedule_step_size: Count = 1000  # steps, exponential: training steps after which the rates are multiplied
+    schedule_cycles: Count = 1  # cosine: cycles, each but the first a warm restart (Loshchilov and Hutter 2017)
     seed: Seed = 0  # of the weights, the order of the captions, dropout
     deterministic: bool = False  # on GPUs too, equal runs give equal bits; slower
 
@@ -303,7 +303,7 @@ def validate(run, loader, resident, meteor):
     Measure the loss on the validation captions, then let the model caption their photos by itself, without true words
     to lean on.
 
-    :return: dict of what was found: "val_loss" (mean cross entropy of a word, in nats), scores by metric, the config's
+    :return: dict of what was found: "val_loss" (mean cross entropy per word, in nats), scores by metric, the config's
         `stop_metric` among them, "val_cut" (captions that were longer than any of the training data, so that they were
         cut); an attention figure of one photo, in the first process only
     """
@@ -361,7 +361,7 @@ def finish_epoch(run, folder, found, figure):
     run.log.table(run.history)
     print(epoch_line(entry, run.config, is_best))
     if lowered:
-        print(f"No better for {run.config.schedule_patience} epochs: the learning rates drop")
+        print(f"No better for {run.config.schedule_patience} epochs: the learning rates are lowered")
     if warning := reward_warning(run.history, run.config):
         print(warning)
 

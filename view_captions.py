@@ -1,7 +1,7 @@
 """
 Look at captions in a browser: `python view_captions.py` writes one HTML page with photos, captions, references, scores
-and where the model looked for each word. With several checkpoints the page shows them side by side; models of another
-make, such as blip.py's, come in by the captions that they wrote (--results).
+and where the model looked for each word. With several checkpoints the page shows them side by side; models of other
+kinds, such as blip.py's, take part through the captions that they wrote (--results).
 
 The page needs no network and no server: open it, keep it, send it.
 """
@@ -20,14 +20,14 @@ class Config:
     word_map: str | None = None  # for the tutorial's checkpoints (.pth.tar): the WORDMAP_....json of their training
     results: tuple[str, ...] = ()  # captions_*_results.json of other models, in COCO's format, to show beside them
     split: Split = "VAL"  # TRAIN, VAL or TEST
-    num_photos: Count = 200  # spread evenly over the split; more than it has shows all of it
+    num_photos: Count = 200  # spread evenly over the split; all of them if it has fewer
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
     max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
     title: str | None = None  # the page's heading; default says how many photos of which split
     photo_size: ImageSize = 256  # longer side of the photos on the page, in pixels
     scores: bool = True  # score each photo's captions; METEOR needs about 1 GB of memory
-    data_folder: str | None = None  # of the data to look at; default the data of the first checkpoint's training
+    data_folder: str | None = None  # folder of the data to look at; default that of the first checkpoint's training
     data_name: str | None = None  # what its files' names share; default that of the first checkpoint's training
     batch_size: Count = 32  # photos that are searched at once
     workers: Workers = 0  # processes that read batches ahead; 0 reads in this process
@@ -102,7 +102,7 @@ def main(config):
 def open_split(data_folder, data_name, split):
     """:return: `CaptionDataset` of the photos to show"""
     if not data_folder:
-        raise UserError("data_folder: not given; results alone do not tell their data, so name its folder")
+        raise UserError("data_folder: not given; results do not say which data they belong to; give its folder")
     dataset = CaptionDataset(data_folder, data_name or choose_dataset(data_folder), split, image_major=True)
     dataset.load_references()  # now: a broken file should end the run before it begins
     return dataset

@@ -34,7 +34,7 @@ from utils import UserError
 class Config:
     photos: tuple[int, ...] = (300, 60)  # how many at 640 x 480, and at 2048 x 1536
     image_size: int = 256  # width and height of the result, in pixels
-    workers: int | None = None  # processes; none: one a core
+    workers: int | None = None  # processes; default one per core
     repeats: int = 8  # each way is timed this often, in turns; its best time counts
     noise: float = 3.0  # standard deviation of the noise that is put on the photos, of 255
     seed: int = 0  # of crops and noise

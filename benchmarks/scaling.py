@@ -38,7 +38,7 @@ VOCAB_SIZE, LONGEST, CAPTIONS = 200, 22, 5
 class Config:
     device: str = "cpu"  # 'cpu' or 'cuda'
     photos: tuple[int, ...] = (1_000, 10_000, 100_000)  # sizes of the datasets
-    batch_size: int = 1000  # captions a step
+    batch_size: int = 1000  # captions per step
     grid: int = 2  # side of the features' grid, in locations
     channels: int = 64  # dimension of a location's features
 

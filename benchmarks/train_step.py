@@ -31,7 +31,7 @@ from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
-CAPTIONS = 5  # a photo
+CAPTIONS = 5  # per photo
 VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
 WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in QUICKER if w != way) for way in QUICKER}
 
@@ -40,7 +40,7 @@ WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in QUICKER if w !
 class Config:
     device: str = "cpu"  # 'cpu' or 'cuda'
     encoder: str = "resnet101"  # torchvision's name of the network
-    batch_size: int = 32  # captions a step
+    batch_size: int = 32  # captions per step
     repeats: int = 8  # timed steps a case, each with a batch of its own; the median counts
     plain_repeats: int = 2  # the same of the plain version, which takes long: the first of these batches
     ways: bool = True  # time the frozen rows without fast_cpu, and without each of its ways

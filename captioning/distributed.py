@@ -56,8 +56,8 @@ def join_processes(device_name, tf32=True):
         if not isinstance(error, RuntimeError):
             raise
         raise UserError(
-            "another process of this run has ended, so the run ends here; what it said, if anything, stands above; go "
-            "on with --resume and the last checkpoint"
+            "another process of this run has ended, so the run ends here; its message, if any, is above; continue "
+            "with --resume auto"
         ) from error
     dist.destroy_process_group()
 
@@ -91,7 +91,7 @@ def choose_own_device(name, tf32=True):
         return device
     number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= gpus:
-        raise UserError(f"nproc_per_node: more than {gpus} found, which is the number of GPUs here; give one for each")
+        raise UserError(f"nproc_per_node: more processes than the {gpus} GPUs here; start one process per GPU")
     torch.cuda.set_device(number)
     allow_tf32(tf32)
     return torch.device("cuda", number)

@@ -2,7 +2,7 @@
 Features of a frozen encoder, computed once for each photo and kept in a file beside the data.
 
 A frozen encoder gives the same features for a photo in every epoch, for every one of its captions. They are kept on
-the encoder's own grid in half precision (256 KB a photo for a ResNet; about 30 GB for COCO) and read as needed. The
+the encoder's own grid in half precision (256 KB per photo for a ResNet; about 30 GB for COCO) and read as needed. The
 file's name holds a key of the encoder's weights and the photos, so that features of another encoder are never used.
 """
 

@@ -10,7 +10,7 @@ UNSAFE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"  # wha
 
 def printable(text):
     """:return: the text of a name or a caption as part of one line, without what a terminal would take for commands"""
-    text = re.sub("[\ud800-\udfff]", "\ufffd", str(text))  # bytes of a file's name that are no text
+    text = re.sub("[\ud800-\udfff]", "\ufffd", str(text))  # bytes of a file's name that are not text
     return re.sub(rf"[{UNSAFE}\n\r\t]", "?", text)
 
 
@@ -36,7 +36,7 @@ def safe_screen():
 class Screen:
     """
     The output or the error stream, made safe: of a hostile name a terminal gets no commands, characters that the
-    console does not have are replaced, and when the reader has gone (`| head`), the script goes on unheard.
+    console does not have are replaced, and when the reader has gone (`| head`), the script continues unheard.
     """
 
     def __init__(self, stream):

@@ -81,7 +81,7 @@ class FineTuning:
         return minutes > 0 and time.monotonic() - self.saved_time >= 60 * minutes
 
     def save(self, folder):
-        """Write training.pth, from which the run can go on."""
+        """Write training.pth, from which the run can continue."""
         save_checkpoint(self.state_dict(), folder / "training.pth")
         self.saved_time = time.monotonic()
 

@@ -233,7 +233,9 @@ def load_blip(name, device="cpu"):
         except Exception as error:
             raise cannot_load(name, error) from error
     if absent:
-        raise UserError(f"model: '{name}' is no BLIP that writes captions (it has no {absent[0]}); give one that is")
+        raise UserError(
+            f"model: '{name}' is not a BLIP model that writes captions (it has no {absent[0]}); give one that does"
+        )
     blip.model.to(device).eval()
     return blip
 

@@ -58,7 +58,7 @@ def per_photo_scores(references, hypotheses):
 
     :param references: as in `score`
     :param hypotheses: as in `score`
-    :return: list, one entry a photo, of {"BLEU-4", "METEOR", "ROUGE-L", "CIDEr": float}, as in `all_scores`
+    :return: list, one entry per photo, of {"BLEU-4", "METEOR", "ROUGE-L", "CIDEr": float}, as in `all_scores`
     :raises ValueError, UserError: as in `score`
     """
     return all_scores(references, hypotheses)[1]

@@ -33,7 +33,7 @@ def score_split(
     :param loader, resident: as `features.build_loader` gives them
     :param known: captions of the training set, or None
     :param max_length: longest caption, in words; None for the captioner's own
-    :param tokenizer: 'ours' to score the words as they are, 'ptb' to tokenize everything anew as coco-caption does
+    :param tokenizer: 'ours' to score the words as they are, 'ptb' to tokenize everything again as coco-caption does
     :param options: for `caption_split`
     :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
     """

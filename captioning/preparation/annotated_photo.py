@@ -34,7 +34,7 @@ def get_field(entry, key, kinds, where):
     :return: `entry[key]`
     :raises UserError: if `entry` is no object, has no such key, or its value is of another type
     """
-    expected = {str: "a text", list: "a list"}.get(kinds, "a number or a text")
+    expected = {str: "text", list: "a list"}.get(kinds, "a number or text")
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is {type(entry).__name__}, expected an object with '{key}'")
     if key not in entry:
@@ -46,11 +46,11 @@ def get_field(entry, key, kinds, where):
 
 def checked_id(image_id, where):
     """
-    :return: `image_id`, if it is a whole number or a text
+    :return: `image_id`, if it is a whole number or text
     :raises UserError: if it is not
     """
     if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
-        raise UserError(f"{where}: the photo's id is {str(image_id)[:40]!r}, expected a whole number or a text")
+        raise UserError(f"{where}: the photo's id is {str(image_id)[:40]!r}, expected a whole number or text")
     return image_id
 
 

@@ -98,7 +98,7 @@ def fill_files(splits, word_map, pixels, layout, seed, left_out, new_files):
     write_json("WORDMAP", word_map)
     for split, photos in splits.items():
         if not photos:
-            print(f"No photos in {split}: left out")
+            print(f"{split} has no photos, so no files are written for it")
             continue
         photos = write_images(new_file(f"{split}_IMAGES", "hdf5"), photos, pixels, layout, left_out)
         if not photos:

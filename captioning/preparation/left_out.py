@@ -45,8 +45,8 @@ class LeftOut:
             file_name, reason = self.unreadable[0]
             raise UserError(
                 f"image_folder: {len(self.unreadable)} of {self.num_photos} photos are missing or cannot be read, at "
-                f"most {self.max_unreadable:.1%} may be. The first is {file_name[:80]!r}: {reason[:300]}. {self.path} "
-                "names them all; put them right, or raise max_unreadable"
+                f"most {self.max_unreadable:.1%} allowed. The first is {file_name[:80]!r}: {reason[:300]}. {self.path} "
+                "names them all; replace them, or raise --max_unreadable"
             )
 
     def summarize(self):

@@ -56,7 +56,7 @@ def load_word_vectors(path, word_map, embed_dim=None, seed=0):
         raise UserError(f"{path}: has none of the vocabulary's {len(words)} words; give vectors of the same language")
     share = len(found) / len(words)
     print(f"{path}: has vectors of {len(found)} of {len(words)} words ({share:.1%}), {len(found) - len(exact)} of them "
-          "in other capitals; the other words start at random")  # fmt: skip
+          "spelt with other capitals; the other words start at random")  # fmt: skip
 
     known = torch.stack(list(found.values()))  # (words found, size)
     vectors = torch.randn(len(word_map), size, generator=torch.Generator().manual_seed(seed))  # (vocab_size, size)
@@ -77,7 +77,7 @@ def read_header(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if b"\0" in head:
-        raise UserError(f"{path}: is binary; unpack it, or convert it to word2vec's text format")
+        raise UserError(f"{path}: is a binary file; unpack it, or convert it to word2vec's text format")
     fields = head.split(b"\n")[0].split()
     if not fields:
         raise UserError(f"{path}, line 1: nothing found, a word and its numbers expected; download the file again")

@@ -1,7 +1,7 @@
 """
 Quicker ways of computing the same numbers, put behind a decoder's plain modules from outside.
 
-The modules keep their parameters and names; only their class changes, to a subclass whose forward pass is quicker on a
+The modules keep their parameters and names; only their class changes, to a subclass whose forward pass is faster on a
 CPU. On a GPU they stay as they are: PyTorch's fused LSTM cell is at work there, and sharing would cost the host more
 than it saves the device.
 """

@@ -42,7 +42,7 @@ def captions_at_a_time(keys):
 
 
 def gains_from_sharing(keys, attention):
-    """:return: whether `SharedKeys` can score these keys, and is quicker. (A tanh's slope takes more than a sign.)"""
+    """:return: whether `SharedKeys` can score these keys, and is faster. (A tanh's slope takes more than a sign.)"""
     fits = keys.device.type == "cpu" and keys.requires_grad and attention.nonlinearity is torch.relu
     return fits and keys.shape[1:].numel() >= ENOUGH
 

@@ -161,7 +161,7 @@ def check_file(path):
     try:
         if Path(path).is_file():
             return
-        found = "cannot be read (it is no file)" if Path(path).exists() else "no such file"
+        found = "cannot be read (it is not a file)" if Path(path).exists() else "no such file"
     except (OSError, ValueError) as error:  # a name that the file system cannot hold
         found = f"no such file ({getattr(error, 'strerror', None) or error})"
-    raise UserError(f"{str(path)[:500]}: {found}; give the path of one")
+    raise UserError(f"{str(path)[:500]}: {found}; give the path of a file")

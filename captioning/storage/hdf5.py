@@ -77,7 +77,7 @@ def open_hdf5(path, name):
         rows = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     except Exception as error:  # what a damaged file makes of the HDF5 library is not to be foreseen
         reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path}: is not a whole HDF5 file ({reason}); make it again") from None
+        raise UserError(f"{path}: is not a complete HDF5 file ({reason}); make it again") from None
     if isinstance(rows, h5py.Dataset) and (rows.external or rows.is_virtual):
         raise UserError(f"{path}: its '{name}' lie in another file; give one that holds them itself")
     if not isinstance(rows, h5py.Dataset) or rows.ndim != 4 or rows.size == 0:

@@ -15,7 +15,7 @@ from captioning.storage.unpickling import ZIP_MAGIC, UnlistedName, check_pickle
 from utils import UserError, short
 
 MOST_SHARING = 4  # so many tensors may, on average, share the bytes of a file: tied weights do
-MOST_VALUES = 2_000_000  # in a file of tensors, where each takes a byte or more; a word map has one a word
+MOST_VALUES = 2_000_000  # in a file of tensors, where each takes a byte or more; a word map has one per word
 MOST_LEVELS = 32  # of dicts and lists within each other
 FORMAT = 1  # of checkpoints; a higher one has parts that this code would not understand
 

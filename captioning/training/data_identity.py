@@ -65,5 +65,5 @@ class UnchangedFiles:
             if self.look(path) != before:
                 raise UserError(
                     f"{path}: was replaced during the run, so its scores could not be compared; put the old file back "
-                    "and go on with --resume, or start a new run"
+                    "and continue with --resume, or start a new run"
                 )

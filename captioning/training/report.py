@@ -74,7 +74,7 @@ def reward_warning(history, config):
         return None
     return (
         f"Warning: {metric} is {history[-1][metric]:.4f} and was {scores[-1]:.4f} before the "
-        "rewards; if it goes on falling, start them again from the checkpoint before, with a lower --self_critical_lr "
+        "rewards; if it keeps falling, start them again from the checkpoint before, with a lower --self_critical_lr "
         f"than {config.self_critical_lr:g}"
     )
 

@@ -50,7 +50,7 @@ def restore(run, checkpoint):
         for name in ("encoder", "decoder", "loss_function", "schedule", "scaler"):
             getattr(run, name).load_state_dict(checkpoint[name])
         run.average.load_state_dict(checkpoint.get("average", {}))
-        # Learning rates and weight decay are the config's: a run that diverged may go on with others.
+        # Learning rates and weight decay are the config's: a run that diverged may continue with others.
         run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": moments})
         run.schedule.apply()
         for name in run.PROGRESS:

@@ -71,30 +71,30 @@ class RunFolder:
         there = [one for one in (self.last, self.previous, self.best) if one.exists() or one.is_symlink()]
         if there and not own and not overwrite:
             raise UserError(
-                f"{self.path}: has the checkpoints of another run ({', '.join(one.name for one in there)}); go on with "
-                "it (--resume auto), choose another --run_folder, or let it be replaced (--overwrite)"
+                f"{self.path}: has the checkpoints of another run ({', '.join(one.name for one in there)}); "
+                "continue it (--resume auto), choose another --run_folder, or let it be replaced (--overwrite)"
             )
         if path is None:
             return None
         if resume == "auto" and path != self.last:
-            print(f"{self.last}: no such file; going on from {path}")
+            print(f"{self.last}: no such file; continuing from {path}")
         try:
             checkpoint = load_checkpoint(path)
         except UserError as error:
             predecessor = path.with_name(self.previous.name)
             if not path.exists() or path == predecessor or not is_sound(predecessor):
                 raise
-            raise UserError(f"{error}; or go on from its predecessor, which is sound: --resume {predecessor}") from None
+            raise UserError(f"{error}; or continue from the intact one before: --resume {predecessor}") from None
         self.resumed, self.saved_step = path, checkpoint["progress"].get("step", 0)
         if own:
             self.curves = checkpoint.get("curves", {})
             sizes = self.curves.values() if isinstance(self.curves, dict) else [None]
             if not all(type(size) is int and size >= 0 for size in sizes):
-                raise UserError(f"{path}: its curves are no dict of file sizes; get or make it again")
+                raise UserError(f"{path}: its curves are not a dict of file sizes; get or make it again")
         return checkpoint
 
     def choose(self, resume):
-        """:return: path of the checkpoint to go on from, or None"""
+        """:return: path of the checkpoint to continue from, or None"""
         if resume != "auto":
             return None if resume is None else Path(resume)
         found = [path for path in (self.last, self.previous, self.best) if path.exists() or path.is_symlink()]
@@ -131,7 +131,7 @@ class RunFolder:
 
     def begin(self, run):
         """
-        Write config.json, add to starts.json, and go on with the curves as they were when the checkpoint was saved:
+        Write config.json, add to starts.json, and continue the curves as they were when the checkpoint was saved:
         what a killed run drew after it will be drawn again. An older run that is to be replaced is removed.
 
         :param run: `Run`
@@ -194,7 +194,7 @@ class RunFolder:
         except KeyboardInterrupt as reason:  # no step is half done
             if run.step > self.saved_step:
                 self.save(run)
-            where = f" at step {run.step}; go on with --resume {self.last}" if self.last.exists() else ""
+            where = f" at step {run.step}; continue with --resume {self.last}" if self.last.exists() else ""
             number = getattr(reason, "number", signal.SIGINT)
             raise Stopped(number, f"stopped by {signal.Signals(number).name}{where}") from None
         except (RuntimeError, ConnectionResetError, EOFError) as error:

@@ -15,7 +15,7 @@ def check_config(config):
     readers = (folder / name for name in ("run.py", "start.py"))
     check_fields(config, needed=(*SETTINGS, *itertools.chain.from_iterable(map(fields_read_in, readers))))
     if config.batch_size < get_world_size():
-        raise UserError(f"batch_size: {config.batch_size} found, {get_world_size()} or more expected, one each process")
+        raise UserError(f"batch_size: {config.batch_size} found, {get_world_size()} or more expected, one per process")
     defaults = type(config)()
     for name, works, expected in (
         ("reinforce_weight", config.decoder == "hard", "--decoder hard"),
@@ -44,8 +44,8 @@ def check_config(config):
             raise UserError(f"{name}: {getattr(config, name)} found, but it does nothing without {expected}")
     if config.self_critical_from_epoch is not None and config.decoder == "hard":
         raise UserError(
-            f"self_critical_from_epoch: {config.self_critical_from_epoch} found, None expected: 'hard' is taught where "
-            "to look by how likely true captions become"
+            f"self_critical_from_epoch: {config.self_critical_from_epoch} found, None expected: hard "
+            "attention learns where to look from true captions"
         )
     if config.self_critical_from_epoch is not None and config.self_critical_from_epoch > config.epochs:
         raise UserError(

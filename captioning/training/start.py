@@ -140,7 +140,7 @@ def take_decoder(decoder, word_map, trained):
         else:
             new[name] = tensor
     decoder.load_state_dict(new)
-    print(f"{len(common):,} of the {len(word_map):,} words are known from before; the others start anew")
+    print(f"{len(common):,} of the {len(word_map):,} words are known from before; the others start from scratch")
 
 
 def build_optimizer(config, encoder, decoder):
@@ -156,7 +156,7 @@ def build_optimizer(config, encoder, decoder):
     trained = [parameter for parameter in encoder.backbone.parameters() if parameter.requires_grad]
     if config.fine_tune_encoder and not trained:
         raise UserError(
-            f"fine_tune_from_block: {config.encoder} has no block {config.fine_tune_from_block}, give a lower one"
+            f"fine_tune_from_block: {config.encoder} has no block {config.fine_tune_from_block}; give a lower one"
         )
     if trained:
         groups.append({"params": trained, "lr": config.encoder_lr})

@@ -384,7 +384,7 @@ def test_a_folder_that_holds_no_captioning_blip_is_refused_in_one_line(small, tm
     assert "cannot be loaded" in line(tmp_path / "cut")
     small.save(tmp_path / "other")
     BlipModel(small.model.config).save_pretrained(tmp_path / "other")  # BLIP's other half, which compares
-    assert "is no BLIP that writes captions" in line(tmp_path / "other")
+    assert "is not a BLIP model that writes captions" in line(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_more_unreadable_photos_than_allowed_end_the_run_and_leave_the_report_al
 def test_a_split_without_photos_is_left_out_and_said_so(tmp_path, capsys):
     make_dataset(tmp_path, "TTTTVV")
     main(config(tmp_path))
-    assert "No photos in TEST: left out" in capsys.readouterr().out
+    assert "TEST has no photos, so no files are written for it" in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("TEST*"))
 
 

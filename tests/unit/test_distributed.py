@@ -307,7 +307,7 @@ def test_each_process_takes_the_gpu_of_its_number_and_no_more_processes_than_gpu
     assert distributed.choose_own_device("auto") == torch.device("cuda", 1) and chosen == [1]
     assert distributed.choose_own_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="^nproc_per_node: more than 2 found"):
+    with pytest.raises(UserError, match="^nproc_per_node: more processes than the 2 GPUs"):
         distributed.choose_own_device("cuda")
 
 
@@ -352,7 +352,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_and_they_go_on_as_if_it_had_
     config.run_folder = str(folder / "stopped")
     results = two_processes(train_until, config, 15)
     lines = "".join(errors for _, errors in results).splitlines()
-    assert len(lines) == 1 and lines[0].startswith("stopped by SIGTERM at step 16; go on with --resume ")
+    assert len(lines) == 1 and lines[0].startswith("stopped by SIGTERM at step 16; continue with --resume ")
     assert [code for code, _ in results] == [143, 143]
     config.resume = "auto"
     assert two_processes(train_until, config, None) == [(0, ""), (0, "")]

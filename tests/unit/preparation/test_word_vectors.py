@@ -109,7 +109,8 @@ def test_a_seed_repeats_the_random_vectors(write):
 def test_the_coverage_is_printed(write, capsys):
     path = write("dog 1 -2.5 3e-2", "paris 4 5 6")
     load_word_vectors(path, WORD_MAP)
-    assert f"{path}: has vectors of 2 of 5 words (40.0%), 1 of them in other capitals" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert f"{path}: has vectors of 2 of 5 words (40.0%), 1 of them spelt with other capitals" in report
 
 
 def test_vectors_of_another_size_are_refused_before_the_file_is_read(write):
@@ -151,7 +152,7 @@ def test_a_broken_line_is_named(write, lines, line, found):
 def test_an_empty_or_binary_file_is_refused(tmp_path, content):
     path = tmp_path / "vectors.bin"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="vectors.bin.*(nothing found|is binary)"):
+    with pytest.raises(UserError, match="vectors.bin.*(nothing found|is a binary file)"):
         load_word_vectors(path, WORD_MAP)
 
 

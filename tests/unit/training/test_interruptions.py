@@ -106,7 +106,7 @@ def test_a_run_that_is_stopped_saves_and_ends_as_if_it_had_not_been(training, mo
     step = {"step": 2, "validation": 12}[where]
     last = clean.with_name("stopped") / "last.pth"
     assert ended.value.code == 128 + number
-    assert f"stopped by {number.name} at step {step}; go on with --resume {last}\n" in error
+    assert f"stopped by {number.name} at step {step}; continue with --resume {last}\n" in error
     assert "Traceback" not in error
     assert load_checkpoint(last)["progress"]["step"] == step
 

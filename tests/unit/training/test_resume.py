@@ -67,7 +67,7 @@ def test_auto_goes_on_from_what_there_is(training, capsys, missing, found):
         (folder / f"{name}.pth").unlink()
     capsys.readouterr()
     training("run", "--resume", "auto", "--epochs", 3)
-    assert f"last.pth: no such file; going on from {folder / found}" in capsys.readouterr().out
+    assert f"last.pth: no such file; continuing from {folder / found}" in capsys.readouterr().out
     assert load_checkpoint(folder / "last.pth")["progress"]["epoch"] == 3
 
 
