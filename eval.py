@@ -33,7 +33,7 @@ class Config:
     beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
     normalisation: Ranking = "none"  # rank captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
-    temperature: Positive = 1.0  # of the softmax: below 1 likely words become likelier, above 1 all more alike
+    temperature: Positive = 1.0  # of the softmax: below 1 likely words become likelier, above 1 all become more alike
     min_length: LengthOrZero = 0  # shortest caption, in words
     max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
     no_repeat_ngram: LengthOrZero = 0  # no sequence of this many words twice in a caption; 0 for no rule
