@@ -13,9 +13,11 @@ import shutil
 import signal
 import socket
 import tempfile
+import zlib
 from multiprocessing.connection import Listener
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,6 +28,8 @@ from captioning.storage.hdf5 import map_rows, new_hdf5, open_hdf5
 from datasets import CaptionDataset
 from utils import UserError
 
+MOST_BLOCKS = 1000  # of photos, that a cache has checksums of
+MOST_CHECKED = 1 << 30  # bytes of a cache whose checksums are compared before it is used: about half a second
 PATIENCE = 600  # seconds without a batch, after which no worker is waited for any more
 BATCHES_AHEAD = 2  # that each worker reads, as DataLoader does it by default
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
@@ -50,11 +54,13 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None, vi
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
         which = f"_view{view.number}" if view else ""
         path = image_file.with_name(f"{name}_{encoder.name}{which}_{key}.hdf5")
-        if from_first(is_whole(path, len(images), encoder.native_dim, key)):
+        there = path.exists() or path.is_symlink()
+        fault = from_first(find_fault(path, len(images), encoder.native_dim, key) if there and is_first() else None)
+        if there and not fault:
             print(f"Using the cached features of {path}")
             return path
-        if path.exists() or path.is_symlink():
-            print(f"{path}: is damaged; the features are computed again")
+        if there:
+            print(f"{path}: {fault}; the features are computed again")
 
         shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
@@ -99,12 +105,22 @@ def write_features(path, key, shape, batches):
     with atomic_path(path) as temporary, new_hdf5(temporary) as out:
         features = out.create_dataset("features", shape, dtype="float16")
         out.attrs["key"] = key
+        checksums = np.zeros(math.ceil(len(features) / rows_per_block(len(features))), np.uint32)
         done = 0
         with tqdm(total=len(features), unit="photo", desc="features", disable=None) as bar:
             for batch in batches:
                 features[done : done + len(batch)] = batch
+                for i, row in enumerate(batch, start=done):
+                    block = i // rows_per_block(len(features))
+                    checksums[block] = zlib.crc32(row, checksums[block])
                 done += len(batch)
                 bar.update(len(batch))
+        out.attrs["checksums"] = checksums
+
+
+def rows_per_block(num_photos):
+    """:return: how many photos share a checksum"""
+    return math.ceil(num_photos / MOST_BLOCKS)
 
 
 def cache_key(encoder, image_file, images, autocast, view):
@@ -135,15 +151,29 @@ def read_images(images, start, end):
         ) from error
 
 
-def is_whole(path, num_photos, native_dim, key):
-    """:return: whether the file can be read and has the features that its name tells of, of each photo"""
+def find_fault(path, num_photos, native_dim, key):
+    """
+    Compare what a cache says of itself with what it should be, and its checksums: of a large one those of blocks that
+    are spread over the file, for reading all of COCO's would take minutes.
+
+    :return: why the file cannot be used, in words; None if it is sound
+    """
     try:
         with open_hdf5(path, "features") as file:
-            features = file["features"]
+            features, checksums = file["features"], file.attrs.get("checksums")
             fits = len(features) == num_photos and features.shape[3] == native_dim and features.dtype == "float16"
-            return fits and file.attrs["key"] == key
-    except Exception:  # missing, or damaged in one of many ways: it is computed again
-        return False
+            if not fits or file.attrs["key"] != key:
+                return "holds other features"
+            if checksums is None:
+                return "has no checksums, as those that older versions made"
+        rows, step = map_rows(path, "features"), rows_per_block(num_photos)
+        compared = math.ceil(len(checksums) * min(1, MOST_CHECKED / rows.nbytes))
+        for block in np.linspace(len(checksums) - 1, 0, compared, dtype=int):  # the last one first: it was written last
+            if zlib.crc32(np.ascontiguousarray(rows[block * step : (block + 1) * step])) != checksums[block]:
+                return "is damaged: the features of some photos have changed since they were written"
+    except Exception:  # damaged in one of many ways
+        return "is damaged"
+    return None
 
 
 def load_on_gpu(paths, device):

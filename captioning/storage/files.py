@@ -4,6 +4,7 @@ text and JSON are checked before they are used.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def atomic_path(path, predecessor=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb", opener=open_no_link) as file:  # noqa: PTH123  Path.open takes no opener
             if not lock(file):  # else nobody takes it, until the end, for what a killed run left behind
-                file.close()  # where there are no locks, an open file cannot be renamed either
+                file.close()  # Windows, which has no such locks, renames no open file either
             yield temporary
             flush(temporary)
             if predecessor and path.exists():
@@ -80,12 +81,21 @@ def open_no_link(path, flags):
 
 
 def lock(file):
-    """:return: whether this process now holds the open file's lock, which ends with the process, however it ends"""
+    """
+    Lock an open file for this process until it ends, however it ends.
+
+    :return: False where there are no such locks: on Windows, on some network drives
+    :raises OSError: if another process has locked the file, or removed it
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (OSError, AttributeError):  # another holds it; or there are no locks here
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError(errno.EAGAIN, f"another process has locked {file.name}") from None
+    except (OSError, AttributeError):
         return False
-    return os.fstat(file.fileno()).st_nlink > 0  # else another took it for a leftover, just before
+    if os.fstat(file.fileno()).st_nlink == 0:  # another took it for a leftover, just before
+        raise FileNotFoundError(errno.ENOENT, f"another process has removed {file.name}")
+    return True
 
 
 def remove_leftovers(folder, names):

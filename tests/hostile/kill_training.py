@@ -1,8 +1,9 @@
 """
 Kill what is running at random moments, start it again, and compare with what was left alone: is all the same?
 
-    python tests/kill_training.py                         # 20 kills of each work, some ten minutes
-    python tests/kill_training.py --kills 3 --work train  # fewer
+    python tests/hostile/kill_training.py                         # 20 kills of each work, some ten minutes
+    python tests/hostile/kill_training.py --kills 3 --work train  # fewer
+    python tests/hostile/kill_training.py --work train --drawn    # each kill with a recipe drawn at random
 
 Training must end with the same weights, optimizer, scores, curves and printed lines, to the last bit; preprocessing,
 drawing and the feature cache with the same files. Every second kill waits for a file that is just being written.
@@ -30,18 +31,56 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import create_input_files
 import train
-from captioning.command_line import run_script
+from captioning.command_line import parse_args, run_script
 from captioning.features import cache_features
 from captioning.preparation.shapes import create_shapes
+from captioning.training.settings import check_config
 from models import Encoder
 from utils import UserError
 
 DATA = ["--data_folder", "data", "--data_name", "tiny_5_cap_per_img_0_min_word_freq", "--run_folder", "run"]
 TINY = [
     "--encoder", "shufflenet_v2_x0_5", "--encoder_weights", "none", "--encoded_image_size", "2", "--embed_dim", "8",
-    "--decoder_dim", "8", "--attention_dim", "8", "--device", "cpu", "--epochs", "3", "--batch_size", "10",
+    "--decoder_dim", "8", "--device", "cpu", "--epochs", "3", "--batch_size", "10",
     "--val_beam_size", "1", "--print_every", "3", "--save_minutes", "0.00001", "--resume", "auto",
 ]  # fmt: skip
+CHOICES = (  # of which a drawn recipe has one each
+    (
+        ["--decoder", "soft"],
+        ["--decoder", "hard"],
+        ["--decoder", "show_tell"],
+        ["--decoder", "spatial"],
+        ["--decoder", "adaptive"],
+    ),
+    ([], ["--hard_inference", "sample"], ["--gate", "False"], ["--deep_output"]),
+    ([], ["--tie_weights"], ["--decoder_layers", "2"], ["--attention_nonlinearity", "tanh"]),
+    ([], ["--optimizer", "adamw", "--weight_decay", "0.01"], ["--optimizer", "sgd"]),
+    (
+        [],
+        ["--schedule", "cosine", "--schedule_cycles", "2"],
+        ["--schedule", "one_cycle"],
+        ["--schedule_patience", "1"],
+        ["--schedule", "exponential", "--schedule_step_size", "5"],
+        ["--schedule", "steps", "--schedule_step_size", "3"],
+    ),
+    ([], ["--warmup_steps", "1"]),
+    ([], ["--clip", "norm"], ["--clip", "none"]),
+    ([], ["--fine_tune_encoder"], ["--fine_tune_encoder", "--fine_tune_from_step", "9"], ["--no_cache_features"]),
+    ([], ["--flip", "0.5", "--noise", "0.1"], ["--warp", "0.2", "--colour", "0.2"], ["--crop_min_scale", "0.5"]),
+    (
+        [],
+        ["--bucket"],
+        ["--image_major"],
+        ["--image_major", "--self_critical_from_epoch", "2"],
+        ["--image_major", "--self_critical_from_epoch", "1", "--self_critical_samples", "2"],
+    ),
+    ([], ["--accumulate", "2"], ["--accumulate", "3"]),
+    ([], ["--teacher_forcing", "linear"], ["--teacher_forcing", "inverse_sigmoid"]),
+    ([], ["--label_smoothing", "0.1", "--embedding_dropout", "0.2"], ["--state_dropout", "0.3"]),
+    ([], ["--precision", "bf16"], ["--no_fast_cpu"]),
+    ([], ["--workers", "1"]),
+    ([], ["--stop_metric", "CIDEr"], ["--val_share", "0.5"], ["--seed", "7"]),
+)
 RECIPES = (  # between them, all that a run has to remember
     ["--fine_tune_encoder", "--fine_tune_from_step", "9", "--accumulate", "2", "--schedule", "cosine",
      "--average_last", "2"],
@@ -57,6 +96,7 @@ class Config:
     work: tuple[str, ...] = ("train", "draw", "preprocess", "cache")  # what is killed
     seed: int = 0  # of the moments
     folder: str | None = None  # where to work; default a temporary folder
+    drawn: bool = False  # kill each training with a recipe of its own, drawn at random
 
 
 def main(config):
@@ -66,22 +106,44 @@ def main(config):
         folder.mkdir(parents=True, exist_ok=True)
         finish(start(make_data, folder, folder / "made.txt"))
         for work in config.work:
-            same = sum(one_kill(work, i, folder, rng) for i in range(config.kills))
+            drawn = config.drawn and work == "train"
+            same = sum(one_kill(work, i, folder, rng, drawn) for i in range(config.kills))
             print(f"{work}: {same} of {config.kills} ended as the one that was left alone", flush=True)
             if same < config.kills:
                 raise UserError(f"{work}: a killed run did not end as the one that was left alone")
 
 
-def one_kill(work, i, folder, rng):
+def draw_recipe(rng):
+    """:return: list of options for train.py, drawn until they go together"""
+    while True:
+        recipe = [word for choices in CHOICES for word in rng.choice(choices)]
+        try:
+            check_config(parse_args(train.Config, [*DATA, *TINY, *recipe]))
+        except UserError:
+            continue
+        return recipe
+
+
+def one_kill(work, i, folder, rng, drawn):
     """:return: whether a run that is killed, and started again, leaves what one leaves that was not"""
-    variant = i % len(RECIPES) if work == "train" else 0
+    variant = 0
+    if work == "train":
+        variant = i if drawn else i % len(RECIPES)
     clean, killed = folder / f"{work}_{variant}", folder / f"{work}_killed"
-    job = {"train": lambda: run_training(variant), "draw": draw, "preprocess": preprocess, "cache": cache}[work]
+    recipe = RECIPES[i % len(RECIPES)]
+    job = {"train": lambda: run_training(recipe), "draw": draw, "preprocess": preprocess, "cache": cache}[work]
     seconds = folder / f"{work}_{variant}.seconds"
-    if not clean.exists():
+    while not clean.exists():
+        recipe = draw_recipe(rng) if drawn else recipe
         begun = time.monotonic()
-        finish(start(job, prepare(work, clean), clean.with_suffix(".txt")))
+        code = exit_code(start(job, prepare(work, clean), clean.with_suffix(".txt")))
         seconds.write_text(str(time.monotonic() - begun))
+        if drawn and code == 2:  # too few steps for the schedule, a decoder without such a setting: another is drawn
+            shutil.rmtree(clean)
+        elif code:
+            raise failed(code)
+    if drawn:
+        print(" ".join(recipe))
     while True:  # until it is killed before it is done
         prepare(work, killed)
         printed = killed.with_suffix(".txt")
@@ -121,15 +183,26 @@ def start(job, folder, output):
         job()
         sys.stdout.flush()
         os._exit(0)
+    except SystemExit as end:
+        os._exit(end.code)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
 
 
 def finish(process):
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = exit_code(process)
     if code:
-        raise UserError(f"the run that was not killed ended with {code}; --folder keeps what it printed")
+        raise failed(code)
+
+
+def exit_code(process):
+    """:return: with what a child ended; waits for it"""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def failed(code):
+    return UserError(f"the run that was not killed ended with {code}; --folder keeps what it printed")
 
 
 def kill_at(process, moment, folder, writing):
@@ -138,7 +211,7 @@ def kill_at(process, moment, folder, writing):
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         if time.monotonic() >= end and (not writing or any(folder.rglob(".*.tmp"))):
             os.kill(process, signal.SIGKILL)
-            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+            return exit_code(process) == -signal.SIGKILL
         if not writing:
             time.sleep(0.001)
     return False
@@ -154,8 +227,8 @@ def draw():
     create_shapes("drawn", 20, 4, 4)
 
 
-def run_training(variant):
-    run_script(train.main, train.Config, [*DATA, *TINY, *RECIPES[variant]])
+def run_training(recipe):
+    run_script(train.main, train.Config, [*DATA, *TINY, *recipe])
 
 
 def preprocess(folder="../drawn_more"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from captioning import features
 from captioning.features import build_loader, cache_features
 from captioning.networks.backbones import load_backbone
 from captioning.storage.files import atomic_path
@@ -213,6 +214,70 @@ def test_a_damaged_cache_is_computed_again(make_files, encoder, damage):
         path.write_bytes({"truncated": content[:-5000], "empty": b"", "text": b"hello" * 100}[damage])
     assert cache_features(encoder, made.paths.images, "cpu") == path
     assert np.array_equal(features_of(path), expected)
+
+
+def test_a_cache_with_rows_of_zeros_is_computed_again(make_files, encoder, capsys):
+    made = make_files(photos=7, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu", batch_size=3)
+    expected = features_of(path)
+    with h5py.File(path, "r+") as file:
+        file["features"][5] = 0
+    capsys.readouterr()
+    assert cache_features(encoder, made.paths.images, "cpu", batch_size=3) == path
+    assert np.array_equal(features_of(path), expected)
+    assert f"{path}: is damaged" in capsys.readouterr().out
+
+
+def test_of_a_large_cache_blocks_all_over_the_file_are_compared(make_files, encoder, monkeypatch):
+    made = make_files(photos=40, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    expected = features_of(path)
+    monkeypatch.setattr(features, "MOST_CHECKED", expected.nbytes // 4)
+    monkeypatch.setattr(features, "MOST_BLOCKS", 7)  # of 6 photos, the last of 4
+    path.unlink()
+    cache_features(encoder, made.paths.images, "cpu")
+    with h5py.File(path, "r+") as file:
+        file["features"][26:] = 0  # as a third of a file whose writer was killed
+    cache_features(encoder, made.paths.images, "cpu")
+    assert np.array_equal(features_of(path), expected)
+
+
+def test_a_cache_from_before_there_were_checksums_is_computed_again_and_said_once(make_files, encoder, capsys):
+    made = make_files(photos=7, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["checksums"]
+    capsys.readouterr()
+    for _ in range(2):
+        cache_features(encoder, made.paths.images, "cpu")
+    assert capsys.readouterr().out.count("has no checksums, as those that older versions made") == 1
+
+
+def test_a_cache_may_be_a_link_to_another_disk(make_files, encoder, counted, tmp_path):
+    made = make_files(photos=4, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    elsewhere = path.rename(tmp_path / "elsewhere.hdf5")
+    path.symlink_to(elsewhere)
+    counted.clear()
+    assert cache_features(encoder, made.paths.images, "cpu") == path
+    assert not counted
+
+
+def test_a_link_to_another_file_is_replaced_and_the_file_is_not_written_to(make_files, encoder, tmp_path):
+    made = make_files(photos=4, side=64)
+    path = cache_features(encoder, made.paths.images, "cpu")
+    expected = features_of(path)
+    for content in (b"precious", None):
+        path.unlink()
+        path.symlink_to(tmp_path / "precious")
+        if content is None:
+            (tmp_path / "precious").unlink()
+        else:
+            (tmp_path / "precious").write_bytes(content)
+        cache_features(encoder, made.paths.images, "cpu")
+        assert not path.is_symlink() and np.array_equal(features_of(path), expected)
+        assert (tmp_path / "precious").exists() == (content is not None)
+        assert content is None or (tmp_path / "precious").read_bytes() == content
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_computed(make_files, encoder, monkeypatch):

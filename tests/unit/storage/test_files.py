@@ -1,10 +1,12 @@
 """Temporary files belong to who made them: nobody else's is written over, and no link is followed."""
 
+import errno
 import os
 
 import pytest
 
 from captioning.storage.files import atomic_path, remove_leftovers
+from utils import UserError
 
 
 def test_two_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path):
@@ -30,3 +32,33 @@ def test_what_a_killed_run_left_is_removed(tmp_path, name):
     (tmp_path / name).touch()
     remove_leftovers(tmp_path, "a")
     assert not list(tmp_path.iterdir())
+
+
+def fail_with(number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+def test_a_lock_that_another_process_holds_is_one_line_and_nothing_is_written(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "a").write_bytes(b"before")
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.EWOULDBLOCK))
+    with (
+        pytest.raises(UserError, match="a: could not be written .another process has locked"),
+        atomic_path(tmp_path / "a"),
+    ):
+        pytest.fail("the block is not entered")
+    assert (tmp_path / "a").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_drive_without_locks_can_be_written_to_and_keeps_what_it_cannot_tell_from_a_leftover(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
+    (tmp_path / ".b.0123456789abcdef.tmp").touch()
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+    remove_leftovers(tmp_path, "a|b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.0123456789abcdef.tmp", "a"]
