@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from captioning.storage.files import load_json
-from captioning.storage.hdf5 import map_rows, open_hdf5
-from utils import SPECIAL_WORDS, UserError
+from captioning.split_files import load_references_of_split, load_split, name_files
+from captioning.storage.hdf5 import map_rows
+from utils import UserError
 
 
 class Batch(NamedTuple):
@@ -65,27 +65,13 @@ class CaptionDataset(Dataset):
         :raises UserError: if a file is missing or broken, or if they do not belong together
         """
         self.split, self.image_major = split.upper(), image_major
-        folder = Path(data_folder)
-        self.image_file = folder / f"{self.split}_IMAGES_{data_name}.hdf5"
-        word_map_file = folder / f"WORDMAP_{data_name}.json"
-        if word_map_file.exists() and not self.image_file.exists():
-            raise UserError(
-                f"{self.image_file}: no such file, so {data_name} has no photos in {self.split}; add some to the "
-                "annotations, or run create_input_files.py with --splits drawn"
-            )
-        with open_hdf5(self.image_file, "images") as file:
-            self.num_photos, self.image_size = len(file["images"]), file["images"].shape[-1]
-            self.captions_per_image = captions_per_image(file)
-        self.word_map = load_word_map(word_map_file)
-
-        caption_file = folder / f"{self.split}_CAPTIONS_{data_name}.json"
-        length_file = folder / f"{self.split}_CAPLENS_{data_name}.json"
-        self.captions = load_table(caption_file, dimensions=2)  # (N_c * I, max_length), ids
-        self.lengths = load_table(length_file, dimensions=1)  # (N_c * I,)
-        self.refuse_mixed_files(caption_file, length_file)
+        self.files = name_files(data_folder, data_name, self.split)
+        content = load_split(self.files)
+        self.num_photos, self.image_size = content.num_photos, content.image_size
+        self.captions_per_image, self.word_map = content.captions_per_image, content.word_map
+        self.captions, self.lengths = content.captions, content.lengths
         self.max_words = self.captions.shape[1] - 2  # longest caption that the files have room for
-        self.captions = self.captions.astype(np.min_scalar_type(len(self.word_map)))  # COCO's: 59 MB, not 236
-        self.reference_file = folder / f"{self.split}_REFERENCES_{data_name}.json"
+        self.image_file, self.reference_file = self.files.images, self.files.references
         self._references = None  # read when they are first asked for
         self.with_references = self.split != "TRAIN"  # whether batches hold them; in training nobody asks
         self.sources, self.source_name, self.read = [self.image_file], "images", True
@@ -109,33 +95,9 @@ class CaptionDataset(Dataset):
                 ids[index] = word_map.get(word, word_map["<unk>"])
             self.captions, self.word_map = ids[self.captions], word_map
 
-    def refuse_mixed_files(self, caption_file, length_file):
-        """:raises UserError: if captions, lengths, photos and word map do not belong together"""
-        expected = self.num_photos * self.captions_per_image
-        if not len(self.captions) == len(self.lengths) == expected:
-            raise UserError(
-                f"{caption_file}: {len(self.captions)} captions and {len(self.lengths)} lengths ({length_file.name}) "
-                f"found, {expected} expected for {self.num_photos} photos; the files are not of one run of "
-                "create_input_files.py"
-            )
-        longest = self.captions.shape[1]
-        if self.lengths.min() < 2 or self.lengths.max() > longest:
-            found = f"{self.lengths.min()} to {self.lengths.max()}"
-            raise UserError(f"{length_file}: lengths of {found} found, 2 to {longest} expected; make the files again")
-        last_words = self.captions[np.arange(expected), self.lengths - 1]
-        if self.captions.min() < 0 or self.captions.max() >= len(self.word_map):
-            raise UserError(
-                f"{caption_file}: word ids up to {self.captions.max()} found, the word map has {len(self.word_map)} "
-                "words; they are not of one run of create_input_files.py"
-            )
-        if (last_words != self.word_map["<end>"]).any():
-            raise UserError(f"{caption_file}: captions do not end where {length_file.name} says; make the files again")
-        if (self.captions[:, 0] != self.word_map["<start>"]).any():
-            raise UserError(f"{caption_file}: captions do not begin with <start>; make the files again")
-
     @property
     def references(self):
-        """:return: a dict for each photo, see `load_reference_file`"""
+        """:return: a dict for each photo, see `split_files.load_reference_file`"""
         if self._references is None:
             self.load_references()
         return self._references
@@ -147,17 +109,8 @@ class CaptionDataset(Dataset):
 
         :raises UserError: if the file is broken, or belongs to other photos
         """
-        path = self.reference_file
-        if not path.exists() and not path.is_symlink():
-            self._references = self.captions_as_references()
-            return
-        references = load_reference_file(path)
-        if len(references) != self.num_photos:
-            raise UserError(
-                f"{path}: {len(references)} photos found, {self.num_photos} expected as in {self.image_file.name}; "
-                "the files are not of one run of create_input_files.py"
-            )
-        self._references = references
+        references = load_references_of_split(self.files, self.num_photos)
+        self._references = self.captions_as_references() if references is None else references
 
     def captions_as_references(self):
         """:return: a dict for each photo, with the words of its encoded captions"""
@@ -219,7 +172,7 @@ class CaptionDataset(Dataset):
 
 class BatchOrder(Sampler):
     """
-    Which items make each batch, drawn again each epoch; a function of the seed and the epoch alone.
+    Which items make each batch, drawn again in each epoch; a function of the seed and the epoch alone.
 
     With `bucket`, captions of about the same length share a batch, which stays full to its last timestep: the shuffled
     items are sorted within pools of 50 batches, and the batches shuffled again.
@@ -227,13 +180,13 @@ class BatchOrder(Sampler):
     With several views, each item is shown in one of them, the next one in each epoch.
 
     Of several processes, each gets its share of every batch. Where the last one is too short for all of them, a process
-    without a share gets an item that only stands in, as every process has to take part in every step.
+    without a share gets an item that does not count, as every process has to take part in every step.
     """
 
     def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1, views=1):
         """
         :param lengths: (items,), of each item's caption (its longest, if it has several)
-        :param batch_size: items a batch, over all processes together
+        :param batch_size: items in a batch, of all processes together
         :param rank, world_size: this process and their number
         :param views: of each photo: itself, and changed copies of it
         """
@@ -268,85 +221,3 @@ class BatchOrder(Sampler):
     def has_share(self, i):
         """:return: whether this process has a share of the epoch's batch i; if not, what it gets must not count"""
         return self.rank < min(self.batch_size, len(self.lengths) - i * self.batch_size)
-
-
-def load_word_map(path):
-    """
-    :return: dict of word -> id
-    :raises UserError: if it is no word map
-    """
-    word_map = load_json(path)
-    check_word_map(word_map, path)
-    return word_map
-
-
-def check_word_map(word_map, source):
-    """:raises UserError: if it is no word map; `source` is the file that it comes from"""
-    ids = list(word_map.values()) if isinstance(word_map, dict) else [None]
-    if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
-        raise UserError(
-            f"{source}: a word map gives each word an id of its own, from 0; make it with create_input_files.py"
-        )
-    for word in SPECIAL_WORDS:
-        if word not in word_map:
-            raise UserError(f"{source}: has no '{word}'; a word map needs {', '.join(SPECIAL_WORDS)}")
-    if not all(isinstance(word, str) for word in word_map):
-        raise UserError(f"{source}: its word map has words that are not text; get or make it again")
-
-
-def load_reference_file(path):
-    """
-    :return: list of dicts, one for each photo: 'image_id', 'file_name' and 'captions', lists of words
-    :raises UserError: if the file holds anything else
-    """
-
-    def is_caption(words):
-        return isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)
-
-    references = load_json(path)
-    if not isinstance(references, list) or not references:
-        raise UserError(f"{path}: a list of photos expected; run create_input_files.py again")
-    for i, photo in enumerate(references):
-        if not (
-            isinstance(photo, dict)
-            and isinstance(photo.get("image_id"), int | str)
-            and isinstance(photo.get("file_name"), str)
-            and isinstance(photo.get("captions"), list)
-            and photo["captions"]
-            and all(map(is_caption, photo["captions"]))
-        ):
-            raise UserError(
-                f"{path}: photo {i} does not have an 'image_id', a 'file_name' and 'captions' as lists of words; run "
-                "create_input_files.py again"
-            )
-    return references
-
-
-def load_table(path, dimensions):
-    """:return: int64 array of the numbers in a JSON file"""
-    content = load_json(path)
-    try:
-        table = np.array(content)
-        if table.ndim != dimensions or not np.issubdtype(table.dtype, np.integer):
-            raise ValueError
-    except ValueError:  # also rows of different lengths
-        shape = "a list of whole numbers" if dimensions == 1 else "lists of whole numbers, all of one length"
-        raise UserError(f"{path}: {shape} expected; make the file again with create_input_files.py") from None
-    return table.astype(np.int64)
-
-
-def captions_per_image(file):
-    """
-    :param file: open HDF5 file of photos
-    :return: its attribute of that name
-    :raises UserError: if it has none, or the attribute is not 1 or more
-    """
-    try:
-        count = file.attrs["captions_per_image"]
-    except Exception:  # missing, or damaged in one of many ways
-        count = None
-    if not isinstance(count, int | np.integer) or count < 1:
-        raise UserError(
-            f"{file.filename}: has no attribute 'captions_per_image' of 1 or more; run create_input_files.py again"
-        )
-    return int(count)

@@ -17,7 +17,7 @@ WORD_MAP = {"<pad>": 0, "a": 1, "red": 2, "cat": 3, "dog": 4, "sat": 5, "ran": 6
 @pytest.fixture
 def make_files(tmp_path):
     """
-    A function that writes one split's files as design.md's section 3 says, and gives all that it wrote.
+    A function that writes one split's files as create_input_files.py does, and gives all that it wrote.
 
     Keywords replace a part: `captions`, `lengths`, `references`, `word_map` (None leaves the file out), `attributes`.
     """

@@ -3,8 +3,8 @@
 import csv
 
 from captioning.evaluation import metrics
+from captioning.split_files import load_reference_file
 from captioning.storage.files import atomic_path, save_json
-from datasets import load_reference_file
 
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 

@@ -19,8 +19,8 @@ from captioning.inference.small_checkpoint import complete
 from captioning.networks.ensemble import Encoders, Ensemble
 from captioning.networks.network_parts import WithoutRandomWeights
 from captioning.networks.registry import build_decoder, build_encoder
+from captioning.split_files import check_word_map
 from captioning.storage.tensors import check_weights, load_checkpoint
-from datasets import check_word_map
 from models import select_rows
 from utils import UserError, short
 

@@ -14,8 +14,8 @@ from captioning.inference.trained_model import build_captioner
 from captioning.networks.backbones import build_backbone
 from captioning.networks.network_parts import IMAGENET_MEAN, IMAGENET_STD
 from captioning.networks.torchvision_networks import CONVOLUTIONS, FAMILY
+from captioning.split_files import load_word_map
 from captioning.storage.pickled_modules import load_pickled_modules
-from datasets import load_word_map
 from utils import UserError, short
 
 GRID_SIZE = 14  # side of the tutorial's grid, in locations

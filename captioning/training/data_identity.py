@@ -47,9 +47,9 @@ class UnchangedFiles:
 
     def __init__(self, dataset):
         """:param dataset: `CaptionDataset` whose files are to stay as they are"""
-        names = [dataset.image_file.name.replace("_IMAGES_", f"_{kind}_") for kind in ("CAPTIONS", "CAPLENS")]
-        captions = [dataset.image_file.with_name(name).with_suffix(".json") for name in names]
-        self.before = {path: self.look(path) for path in (dataset.image_file, dataset.reference_file, *captions)}
+        files = dataset.files
+        watched = (files.images, files.captions, files.lengths, files.references)
+        self.before = {path: self.look(path) for path in watched}
 
     def look(self, path):
         """:return: what changes when a file is replaced or written to; None if it is gone"""

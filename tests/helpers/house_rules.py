@@ -7,6 +7,7 @@ from pathlib import Path
 # From the bottom up. A room may import what is below it, and its neighbours on the same floor.
 FLOORS = [
     {"utils", "captioning.command_line", "captioning.screen", "captioning.storage"},
+    {"captioning.split_files"},
     {"datasets", "models"},
     {"captioning.speed", "captioning.networks", "captioning.preparation", "captioning.distributed"},
     {"captioning.features", "captioning.inference", "captioning.evaluation", "captioning.display"},
@@ -29,6 +30,7 @@ NEVER = {
     "datasets": MODEL | PICTURES | {"torchvision"},
     "create_input_files": MODEL | {"captioning.features", "captioning.training", "torchvision"},
     "captioning.storage": {"nltk"},
+    "captioning.split_files": MODEL | PICTURES | {"torch", "torchvision"},
     "captioning.networks": FILES | {"datasets"},
     "captioning.preparation": MODEL,
     "captioning.distributed": MODEL | (FILES - {"os"}) | {"datasets", "captioning.storage"},
