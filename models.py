@@ -202,7 +202,7 @@ class CaptionDecoder(nn.Module):
 
     def forward(self, features, encoded_captions, caption_lengths, image_rows=None, teacher_forcing=1.0):
         """
-        Predict each word of the captions from the true words before it. Sorted by length: the running ones come first.
+        Predict each word of the captions from the true words before it.
         :param features: (B, height, width, encoder_dim)
         :param encoded_captions: (N, max_length), ids: <start> ... <end>, then <pad>
         :param caption_lengths: (N,), counting <start> and <end>, on the CPU
@@ -210,27 +210,23 @@ class CaptionDecoder(nn.Module):
         :param teacher_forcing: share of true words, the others are drawn by the model (Bengio et al. 2015)
         :return: `Decoded`
         """
-        caption_lengths, order = caption_lengths.cpu().sort(descending=True, stable=True)
-        decode_lengths = caption_lengths - 1  # nothing is predicted after <end>
-        batch_sizes = (decode_lengths > torch.arange(decode_lengths[0]).unsqueeze(1)).sum(dim=1).tolist()
-        image_rows = order if image_rows is None else image_rows.cpu()[order]  # (N,)
-        image_rows, order = (rows.to(features.device, non_blocking=True) for rows in (image_rows, order))
-        encoded_captions = encoded_captions[order]  # (N, max_length)
+        captions, targets, image_rows, order = sort_by_length(encoded_captions, caption_lengths, image_rows)
         state = select_rows(self.init_state(features), image_rows)
-        outputs, alphas, log_probs = self.take_steps(encoded_captions, batch_sizes, state, teacher_forcing)
-        targets = pack_padded_sequence(encoded_captions[:, 1:], decode_lengths, batch_first=True)
-        alphas = None if alphas is None else unpack(alphas, targets.batch_sizes)  # (N, T, P)
+        batch_sizes = targets.batch_sizes.tolist()
+        outputs, alphas, log_probs = self.take_steps(captions, batch_sizes, state, teacher_forcing)
+        if alphas is not None:
+            alphas, _ = pad_packed_sequence(PackedSequence(alphas, targets.batch_sizes), batch_first=True)  # (N, T, P)
         return Decoded(self.scores(outputs), targets.data, alphas, batch_sizes, order, location_log_probs=log_probs)
 
     def take_steps(self, captions, batch_sizes, state, teacher_forcing):
         """:return: outputs (M, output_dim); alphas (M, P) or None; `Decoded`'s location_log_probs; all packed"""
         outputs, alphas, log_probs = [], [], []
         for t, n in enumerate(batch_sizes):
+            if n < len(state[0]):  # the shortest captions have ended
+                state = select_rows(state, slice(n))
             words = captions[:n, t]  # (n,)
             if t > 0 and teacher_forcing < 1:
                 words = self.mix_words(words, outputs[-1][:n], teacher_forcing)  # (n,)
-            if t > 0 and n < batch_sizes[t - 1]:
-                state = select_rows(state, slice(n))
             output, alpha, state = self.step(words, state)
             outputs.append(output)  # (n, output_dim)
             alphas.append(alpha)  # (n, P) or None
@@ -255,14 +251,22 @@ class CaptionDecoder(nn.Module):
         self.embedding.weight.requires_grad_(fine_tune)
 
 
+def sort_by_length(captions, lengths, image_rows=None):
+    """
+    Put the longest captions first, so that those that still run are always the first rows.
+    :return: captions (N, max_length); the words to predict, packed; image_rows (N,); order (N,)
+    """
+    lengths, order = lengths.cpu().sort(descending=True, stable=True)
+    image_rows = order if image_rows is None else image_rows.cpu()[order]  # (N,)
+    image_rows, order = (rows.to(captions.device, non_blocking=True) for rows in (image_rows, order))
+    captions = captions[order]  # (N, max_length)
+    targets = pack_padded_sequence(captions[:, 1:], lengths - 1, batch_first=True)  # nothing is predicted after <end>
+    return captions, targets, image_rows, order
+
+
 def select_rows(state, rows):
     """:return: the state of some of the batch's rows: indices (n,), or a slice"""
     return state._make(part[rows] for part in state)
-
-
-def unpack(packed, batch_sizes):
-    """:return: (N, T, P) of packed (M, P), 0 after each caption's end"""
-    return pad_packed_sequence(PackedSequence(packed, batch_sizes), batch_first=True)[0]
 
 
 class StackedLSTM(nn.ModuleList):
@@ -387,14 +391,10 @@ class DecoderWithHardAttention(DecoderWithAttention):
         if not self.training and self.inference == "expectation":
             return alpha, state
         if not self.training and self.inference == "argmax":
-            return one_hot(alpha.argmax(dim=1), alpha), state
+            return F.one_hot(alpha.argmax(dim=1), alpha.shape[1]).to(alpha.dtype), state
         location = alpha.detach().float().multinomial(1).squeeze(1)  # (N,)
         log_prob = alpha.gather(1, location.unsqueeze(1)).squeeze(1).clamp_min(1e-20).log()  # (N,), for the reward
         takes_alpha = torch.rand_like(log_prob) < (self.expected_share if self.training else 0)  # (N,)
-        weights = torch.where(takes_alpha.unsqueeze(1), alpha, one_hot(location, alpha))  # (N, P)
+        drawn = F.one_hot(location, alpha.shape[1]).to(alpha.dtype)  # (N, P)
+        weights = torch.where(takes_alpha.unsqueeze(1), alpha, drawn)  # (N, P)
         return weights, state._replace(location_log_prob=log_prob.masked_fill(takes_alpha, 0.0))
-
-
-def one_hot(location, alpha):
-    """:return: (N, P), like alpha but 1 at `location` (N,) and 0 elsewhere"""
-    return torch.zeros_like(alpha).scatter_(1, location.unsqueeze(1), 1.0)
