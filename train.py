@@ -147,21 +147,25 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioning import distributed
-from captioning.display.attention_figures import attention_figure
 from captioning.evaluation import metrics
-from captioning.features import build_loader
 from captioning.inference.trained_model import Captioner
-from captioning.storage.hdf5 import open_hdf5
 from captioning.training.data_identity import UnchangedFiles, describe_data, open_validation_data
 from captioning.training.gradient_steps import clip_gradients, window_of
 from captioning.training.interruptions import Postponed
 from captioning.training.losses import readings_of_batch
-from captioning.training.report import epoch_line, print_end, print_header, print_resumed, reward_warning
+from captioning.training.report import (
+    figure_of_first_photo,
+    log_epoch,
+    print_end,
+    print_epoch,
+    print_header,
+    print_resumed,
+)
 from captioning.training.resume import restore, settings_of_resumed_run
 from captioning.training.run_folder import RunFolder
 from captioning.training.self_critical import SelfCritic
 from captioning.training.settings import check_config, check_total_steps
-from captioning.training.start import start_run
+from captioning.training.start import build_loaders, start_run
 from captioning.training.watch import Watch
 from datasets import BatchOrder, CaptionDataset
 
@@ -213,7 +217,7 @@ def train(run, order, folder, unchanged, meteor):
     :param order: `BatchOrder` of the training captions
     :param folder: `RunFolder`
     :param unchanged: `UnchangedFiles` of the validation data
-    :param meteor: `MeteorProcess`, which needs to be started but once
+    :param meteor: `MeteorProcess`, started once for all epochs
     """
     config = run.config
     loaders, cached, critic = None, None, None
@@ -234,7 +238,7 @@ def train(run, order, folder, unchanged, meteor):
         with Postponed() as stop:
             watch = Watch(run, loaders["TRAIN"][0], folder, stop)
             train_one_epoch(run, *loaders["TRAIN"], critic, watch)
-            if distributed.is_joined():  # later, several processes could not agree to save before they leave
+            if distributed.is_joined():  # if one fails later, they cannot agree to save any more
                 folder.save(run)
         run.average.end_epoch(run.epoch)
 
@@ -300,12 +304,11 @@ def train_one_epoch(run, loader, resident, critic, watch):
 @torch.no_grad()
 def validate(run, loader, resident, meteor):
     """
-    Measure the loss on the validation captions, then let the model caption their photos by itself, without true words
-    to lean on.
+    Measure the loss on the validation captions, and let the model caption their photos by itself, without true words.
 
-    :return: dict of what was found: "val_loss" (mean cross entropy per word, in nats), scores by metric, the config's
-        `stop_metric` among them, "val_cut" (captions that were longer than any of the training data, so that they were
-        cut); an attention figure of one photo, in the first process only
+    :return: dict of "val_loss" (mean cross entropy per word, in nats), scores by metric, the config's `stop_metric`
+        among them, and "val_cut" (number of captions cut off at the length of the longest training caption); an
+        attention figure of one photo, in the first process only
     """
     config = run.config
     distributed.copy_buffers(run.encoder)
@@ -326,63 +329,23 @@ def validate(run, loader, resident, meteor):
     hypotheses, references = distributed.join_shares(hypotheses), distributed.join_shares(references)
     wanted = dict.fromkeys((*metrics.BLEU, config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted), meteor) if distributed.is_first() else None
-    found = {"val_loss": loss / words, **distributed.from_first(scores), "val_cut": cut}
-    return found, draw_attention(run, captioner, loader.dataset) if distributed.is_first() else None
+    measured = {"val_loss": loss / words, **distributed.from_first(scores), "val_cut": cut}
+    return measured, figure_of_first_photo(run, captioner, loader.dataset) if distributed.is_first() else None
 
 
-def draw_attention(run, captioner, dataset):
-    """:return: figure of where the model looked for each word of its caption of the split's first photo"""
-    with open_hdf5(dataset.image_file, "images") as file:
-        photo = file["images"][0]  # (3, S, S)
-    with run.autocast:
-        [[best]] = captioner.search(
-            torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, run.max_length, keep_alphas=True
-        )
-    words = captioner.sentence(best)
-    alphas = None if best.alphas is None else best.alphas[: len(words)].float()
-    return attention_figure(photo.transpose(1, 2, 0), words, alphas)
-
-
-def finish_epoch(run, folder, found, figure):
+def finish_epoch(run, folder, measured, figure):
     """
-    Note what an epoch came to, save, and tell it.
+    Note how an epoch went, save the run, and print it all in a line.
 
-    :param found: dict of validation's losses and scores, learning rate and seconds
+    :param measured: dict of validation's losses and scores, learning rate and seconds
     :param figure: for TensorBoard, or None
     """
-    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **found}
+    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **measured}
     is_best, lowered = run.finish_epoch(entry)
-    scores = {name: entry[name] for name in metrics.ALL if name in entry}
-    curves = {"cross_entropy": entry["val_loss"], **scores}
-    run.log.numbers({f"val/{name}": value for name, value in curves.items()}, run.epoch)
-    if figure:
-        run.log.figure("val/attention", figure, run.epoch)
+    log_epoch(run, figure)
     folder.save(run, is_best)
     run.log.table(run.history)
-    print(epoch_line(entry, run.config, is_best))
-    if lowered:
-        print(f"No better for {run.config.schedule_patience} epochs: the learning rates are lowered")
-    if warning := reward_warning(run.history, run.config):
-        print(warning)
-
-
-def build_loaders(run, order, cached):
-    """
-    :param cached: dict of split -> whether its batches hold cached features
-    :return: dict of split -> (DataLoader, features on the GPU or None)
-    """
-    config = run.config
-    if config.cache_features and not cached["TRAIN"]:
-        print("Fine-tuning or augmentation: the encoder runs in every step, without the feature cache")
-    common = {"encoder": run.encoder, "device": run.device, "autocast": run.autocast, "workers": config.workers}
-    data = config.data_folder, config.data_name
-    val = build_loader(
-        *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=cached["VAL"], **common
-    )
-    train = build_loader(
-        *data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], views=run.views, **common
-    )
-    return {"TRAIN": train, "VAL": val}
+    print_epoch(run, is_best, lowered)
 
 
 if __name__ == "__main__":

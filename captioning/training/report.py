@@ -1,4 +1,10 @@
-"""What a run says on the screen: a header, a line for each epoch, and why it ended."""
+"""What a run tells of itself: a header, a line and a figure for each epoch, and why it ended."""
+
+import torch
+
+from captioning.display.attention_figures import attention_figure
+from captioning.evaluation import metrics
+from captioning.storage.hdf5 import open_hdf5
 
 FEW_PHOTOS = 100  # fewer of them to validate on give scores that depend on chance
 
@@ -47,6 +53,47 @@ def print_resumed(run, path, batches):
     print(f"Going on from {path}: step {run.step:,}, epoch {run.epoch + 1} of {run.config.epochs}{within}")
     if run.history:
         print(epoch_line(run.history[-1], run.config, run.history[-1] == run.best))
+
+
+def log_epoch(run, figure):
+    """
+    Draw the curves of the epoch that is done.
+
+    :param figure: where the model looked in one photo, or None
+    """
+    entry = run.history[-1]
+    scores = {name: entry[name] for name in metrics.ALL if name in entry}
+    curves = {"cross_entropy": entry["val_loss"], **scores}
+    run.log.numbers({f"val/{name}": value for name, value in curves.items()}, run.epoch)
+    if figure:
+        run.log.figure("val/attention", figure, run.epoch)
+
+
+def print_epoch(run, is_best, lowered):
+    """
+    Print the line of the epoch that is done, and what follows from it.
+
+    :param is_best: whether the epoch is the best so far
+    :param lowered: whether the learning rates were lowered after it
+    """
+    print(epoch_line(run.history[-1], run.config, is_best))
+    if lowered:
+        print(f"No better for {run.config.schedule_patience} epochs: the learning rates are lowered")
+    if warning := reward_warning(run.history, run.config):
+        print(warning)
+
+
+def figure_of_first_photo(run, captioner, dataset):
+    """:return: figure of where the model looked for each word of its caption of the split's first photo"""
+    with open_hdf5(dataset.image_file, "images") as file:
+        photo = file["images"][0]  # (3, S, S)
+    with run.autocast:
+        [[best]] = captioner.search(
+            torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, run.max_length, keep_alphas=True
+        )
+    words = captioner.sentence(best)
+    alphas = None if best.alphas is None else best.alphas[: len(words)].float()  # (words, P)
+    return attention_figure(photo.transpose(1, 2, 0), words, alphas)
 
 
 def epoch_line(entry, config, is_best):

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from captioning.distributed import wrap
+from captioning.features import build_loader
 from captioning.inference.trained_model import load_captioner
 from captioning.networks.backbones import load_backbone
 from captioning.networks.registry import SETTINGS, build_decoder, build_encoder
@@ -71,6 +72,27 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def build_loaders(run, order, cached):
+    """
+    :param run: `Run`
+    :param order: `BatchOrder` of the training captions
+    :param cached: dict of split -> whether its batches hold cached features
+    :return: dict of split -> (DataLoader, features on the GPU or None)
+    """
+    config = run.config
+    if config.cache_features and not cached["TRAIN"]:
+        print("Fine-tuning or augmentation: the encoder runs in every step, without the feature cache")
+    common = {"encoder": run.encoder, "device": run.device, "autocast": run.autocast, "workers": config.workers}
+    data = config.data_folder, config.data_name
+    val = build_loader(
+        *data, "VAL", batch_size=config.val_batch_size, share=config.val_share, cached=cached["VAL"], **common
+    )
+    train = build_loader(
+        *data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], views=run.views, **common
+    )
+    return {"TRAIN": train, "VAL": val}
 
 
 def epochs_of_true_captions(config):
