@@ -42,7 +42,7 @@ class Batch(NamedTuple):
         )
 
     def pin_memory(self):
-        """Called by the DataLoader, so that `to` can copy to a GPU while it computes."""
+        """Called by the DataLoader, so that `to` can copy to a GPU while the GPU computes."""
         return self._replace(
             images=self.images.pin_memory(), captions=self.captions.pin_memory(), photos=self.photos.pin_memory(),
             views=self.views.pin_memory(),
@@ -89,7 +89,7 @@ class CaptionDataset(Dataset):
     def use_words(self, word_map):
         """Use another word map's ids for the captions, such as a model's; words that it lacks become <unk>."""
         if word_map != self.word_map:
-            self.load_references()  # before: where there is no file of them, they are the captions' own words
+            self.load_references()  # now: without a file of them, they are the captions' present words
             ids = np.zeros(len(self.word_map), dtype=np.min_scalar_type(len(word_map)))  # old id -> new id
             for word, index in self.word_map.items():
                 ids[index] = word_map.get(word, word_map["<unk>"])
@@ -131,13 +131,13 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, item):
         """
-        :param item: its place, plus the number of items for each view before the wanted one, see `BatchOrder`
+        :param item: place of the item; of view number v, plus v times the number of items, see `BatchOrder`
         :return: (photo's place in the split, view, image or features, captions (n, max_length), lengths (n,))
         """
         if self.rows is None and self.read:
             self.rows = [map_rows(source, self.source_name) for source in self.sources]
         view, item = divmod(item, len(self))
-        view = view % len(self.sources)  # the photos themselves have but one
+        view = view % len(self.sources)  # there is only one of the photos themselves
         c = self.captions_per_image
         if self.image_major:
             photo, chosen = item, slice(item * c, (item + 1) * c)
@@ -210,8 +210,8 @@ class BatchOrder(Sampler):
             order = np.concatenate([some[np.argsort(self.lengths[some], kind="stable")] for some in pools])
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         if self.bucket:
-            whole = len(self.lengths) // self.batch_size  # a shorter one stays the last
-            batches = [batches[i] for i in random.permutation(whole)] + batches[whole:]
+            full = len(self.lengths) // self.batch_size  # number of full batches; a shorter one stays the last
+            batches = [batches[i] for i in random.permutation(full)] + batches[full:]
         for batch in batches[self.start :]:
             share = batch[self.rank :: self.world_size]
             share = share if len(share) else batch[:1]

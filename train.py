@@ -60,7 +60,7 @@ class Config:
     decoder_dim: Dimension = 512  # of the LSTM's state, or of a word's vector in a transformer
     attention_dim: Dimension = 512  # of the space where attention compares locations with the LSTM's state
     decoder_layers: Layers | None = None  # on top of one another; default 1 LSTM cell, or 3 layers of a transformer
-    attention_heads: Count = 8  # transformer: attentions beside one another in each layer (Vaswani 2017, 3.2.2)
+    attention_heads: Count = 8  # transformer: attentions side by side in each layer (Vaswani 2017, 3.2.2)
     shown_head: Count | None = None  # transformer: the last layer's head that tells where it looked; default their mean
     gate: bool = True  # soft, hard: scale each dimension of the context by a gate beta (tutorial; paper, section 4.2.1)
     deep_output: bool = False  # soft, hard: the previous word and the context enter the output too (paper, eq. 7)

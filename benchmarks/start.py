@@ -2,7 +2,7 @@
 How long one waits for a script: its help, and the caption of one photo, from typing the command.
 
 Each command is a process of its own, as in a shell. The yardstick, "plain", is a process that imports torch and nothing
-else; no script that uses a network can be quicker. Rounds are interleaved, so that what else runs on the machine meets
+else; no script that uses a network can be faster. Rounds are interleaved, so that what else runs on the machine meets
 all of them alike.
 """
 

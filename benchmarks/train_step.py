@@ -26,14 +26,14 @@ from tutorial import settle, tutorial_decoder, tutorial_encode
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 
 from captioning.command_line import run_script
-from captioning.speed.accelerate import QUICKER, accelerate
+from captioning.speed.accelerate import FASTER, accelerate
 from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
 CAPTIONS = 5  # per photo
 VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
-WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in QUICKER if w != way) for way in QUICKER}
+WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in FASTER if w != way) for way in FASTER}
 
 
 @dataclass
@@ -77,7 +77,7 @@ def main(config):
     report("train_step", [(case, "captions/s", *numbers) for case, *numbers in rows])
 
 
-def build(config, device, ways=tuple(QUICKER)):
+def build(config, device, ways=tuple(FASTER)):
     """
     :param ways: as for `accelerate`
     :return: encoder, our decoder, images (N, 3, 256, 256) uint8, batches of captions; the same in each process
@@ -110,7 +110,7 @@ def time_plain(config):
                              batches[:1], warm_up=0)  # fmt: skip
 
 
-def time_cached(config, ways=tuple(QUICKER)):
+def time_cached(config, ways=tuple(FASTER)):
     """:return: dict of type -> seconds of our step with a frozen encoder and cached features"""
     encoder, decoder, images, batches = build(config, choose_device(config.device), ways)
     features = encoder.grid(images[:1]).expand(len(images), -1, -1, -1).contiguous()  # as the cache keeps them

@@ -38,7 +38,7 @@ class FineTuning:
 
     PARTS = ("optimizer", "schedule", "scaler")
     PROGRESS = ("epoch", "batch", "step", "best_score", "epochs_since_best")
-    # What a resumed run must share with the one that it goes on with.
+    # What a resumed run must share with the one that it continues.
     FIXED = ("model", "data_name", "epochs", "batch_size", "captions_per_photo", "max_pieces", "accumulate",
              "freeze_vision", "label_smoothing", "lr", "weight_decay", "warmup_share", "clip_at", "seed")  # fmt: skip
 

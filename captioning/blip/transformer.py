@@ -220,7 +220,7 @@ def load_blip(name, device="cpu"):
     """
     :param name: a folder that `Blip.save` or the library wrote, or a model's name on the Hugging Face hub
     :return: `Blip` in eval mode
-    :raises UserError: if there is no such model, it cannot be downloaded, or it is no captioning BLIP
+    :raises UserError: if there is no such model, it cannot be downloaded, or it is not a captioning BLIP
     """
     try:  # a folder, or what was downloaded before
         blip, absent = read_blip(name, local_files_only=True)

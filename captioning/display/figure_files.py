@@ -11,7 +11,7 @@ from utils import UserError
 
 def save_figure(figure, path):
     """
-    Write a figure, whole or not at all.
+    Write a figure, completely or not at all.
 
     :param figure: matplotlib Figure
     :param path: file to write; its suffix is the format (.png, .pdf, .svg ...)

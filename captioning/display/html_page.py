@@ -51,15 +51,15 @@ class PagePhoto:
 
 def write_page(path, photos, title, notes=(), photo_size=256):
     """
-    Write the page, whole or not at all.
+    Write the page, completely or not at all.
 
     :param path: HTML file to write
     Other arguments: as for `build_page`.
-    :raises UserError: if the path is no HTML file's, or the file cannot be written
+    :raises UserError: if the path is not an HTML file's, or the file cannot be written
     """
     check_page_path(path)
     page = build_page(photos, title, notes, photo_size)
-    with atomic_path(path) as temporary:  # a file name that is no Unicode text would stop the encoding
+    with atomic_path(path) as temporary:  # a file name that is not Unicode text would stop the encoding
         temporary.write_text(page, encoding="utf-8", errors="replace", newline="\n")
 
 

@@ -2,9 +2,8 @@
 How good captions are, in words: BLEU through nltk, METEOR, ROUGE-L and CIDEr through the official scorers.
 
 A caption here is a list of words. The words are compared as they come: references and hypotheses went through one
-tokenizer when the data was prepared. For comparison with papers, `tokenize_anew` splits both as coco-caption does. All
-scores run from 0 to 1, except CIDEr,
-which may exceed 1 (Vedantam et al. 2015 scale it to 0 to 10).
+tokenizer when the data was prepared. For comparison with papers, `tokenize_for_coco` splits both as coco-caption does.
+All scores run from 0 to 1, except CIDEr, which may exceed 1 (Vedantam et al. 2015 scale it to 0 to 10).
 """
 
 import contextlib
@@ -103,7 +102,7 @@ def bleu4(references, hypotheses):
     return bleu(references, hypotheses)["BLEU-4"]
 
 
-def tokenize_anew(references, hypotheses):
+def tokenize_for_coco(references, hypotheses):
     """
     Split captions into words as coco-caption does before it scores: Stanford's PTB tokenizer, without punctuation.
 

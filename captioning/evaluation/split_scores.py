@@ -49,7 +49,7 @@ def score_split(
         captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
         if known is None:
             del captions[str(beam_size)]["in_training_set"]
-        scored = metrics.tokenize_anew(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
+        scored = metrics.tokenize_for_coco(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
         rows[str(beam_size)], each = metrics.all_scores(*scored)
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
     return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}

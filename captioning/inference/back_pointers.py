@@ -108,7 +108,7 @@ class Trail:
         return Place(place.step - 1, self.row_of[place.step - 1][photo], self.parents[place.step][place.row][place.k])
 
     def cut_off(self, t, row, ended):
-        """:return: list of the places of captions that end a step before without <end>, since none may go on"""
+        """:return: list of the places of captions that end a step before without <end>, since none may continue"""
         stuck = self.totals[t][row][0] == -torch.inf  # the rules leave no word
         last = t == self.rules.max_length
         if not stuck and not last:

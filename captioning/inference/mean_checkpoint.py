@@ -24,7 +24,7 @@ def mean_of_checkpoints(paths):
     """
     :param paths: two or more checkpoints of train.py, small ones too
     :return: dict for `storage.tensors.save_checkpoint`; the least cosine between the decoders' weights
-    :raises UserError: if a file is no checkpoint, or its model, words or photos are others than the first's
+    :raises UserError: if a file is not a checkpoint, or its model, words or photos are others than the first's
     """
     checkpoints = [complete(load_checkpoint(path), path) for path in paths]
     first = checkpoints[0]

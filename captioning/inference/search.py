@@ -1,10 +1,11 @@
 """
 From features to captions: greedy search, sampling and beam search, over any decoder's `init_state`, `step`, `scores`.
 
-Everything is batched: all photos of a batch are searched at once, and a photo that is done leaves the batch. A GPU
-works while Python runs ahead of it, unless Python asks for a result and waits. So words stay on the device until the
-end, and a timestep waits once: to learn which photos go on.
-Words are ids here; which id is which word is the caller's business.
+Everything is batched: all photos of a batch are searched at once, and a photo that is done leaves the batch. Words
+are ids here; the caller knows which id stands for which word.
+
+A GPU works while Python runs ahead of it, until Python asks for a result and has to wait. So words stay on the device
+until the end, and each timestep waits only once: to learn which photos continue.
 """
 
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ class Rules:
 
     def log_probs(self, logits, forbidden_row, written):
         """
-        Give the log-probabilities of the next word, -inf for what the rules exclude.
+        Give the log-probabilities of the next word, -inf for words that the rules exclude.
 
         :param logits: (R, vocab_size), of the next word
-        :param forbidden_row: (vocab_size,), of `forbidden_row`, which a search needs to make only once
+        :param forbidden_row: (vocab_size,), from `forbidden_row`, which a search calls only once
         :param written: (R, t), the words so far
         :return: (R, vocab_size)
         """
@@ -86,7 +87,7 @@ def sample_captions(decoder, features, rules, top_k=0, top_p=1.0, generator=None
     """
     state = decoder.init_state(features)
     num_photos, device = len(state[0]), state[0].device
-    photos = torch.arange(num_photos, device=device)  # (n,), those whose caption goes on
+    photos = torch.arange(num_photos, device=device)  # (n,), those whose caption continues
     words = torch.full((num_photos,), rules.start, device=device)  # (n,)
     written = words.new_zeros(num_photos, 0)  # (n, t)
     totals = torch.zeros(num_photos, device=device)  # (n,), log-probability of what is written
@@ -106,13 +107,13 @@ def sample_captions(decoder, features, rules, top_k=0, top_p=1.0, generator=None
             Step(photos, torch.zeros_like(one_place), one_place, totals.unsqueeze(1), alpha if keep_alphas else None)
         )
 
-        going_on = ((words != rules.end) & ~stuck).nonzero().squeeze(1)  # (n',); the wait for the device
-        if len(going_on) == 0:
+        running = ((words != rules.end) & ~stuck).nonzero().squeeze(1)  # (n',); the wait for the device
+        if len(running) == 0:
             break
         written = torch.cat([written, one_place], dim=1)
-        if len(going_on) < len(photos):
-            photos, words, written, totals = (part[going_on] for part in (photos, words, written, totals))
-            state = select_rows(state, going_on)
+        if len(running) < len(photos):
+            photos, words, written, totals = (part[running] for part in (photos, words, written, totals))
+            state = select_rows(state, running)
     return [caption for [caption] in read_captions(steps, rules, num_photos)]
 
 
@@ -135,7 +136,7 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
     """
     Keep the `beam_size` likeliest beginnings of a caption at each step, for all photos at once.
 
-    A beginning that ends leaves the beam, which then goes on with one place less, as in the paper's code; a photo is
+    A beginning that ends leaves the beam, which then continues with one place fewer, as in the paper's code; a photo is
     done when its beam is empty, or when nothing in it can beat the best that ended.
     :param features: (N, height, width, encoder_dim), or what `decoder.init_state` takes
     :param rules: `Rules`
@@ -157,7 +158,7 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
     words = torch.full((num_photos, beam_size), rules.start, device=device)  # (n, k)
     written = words.new_zeros(num_photos, beam_size, 0)  # (n, k, t)
     totals = torch.full((num_photos, beam_size), -torch.inf, device=device)  # (n, k), -inf for an empty place
-    totals[:, 0] = 0.0  # all beams begin alike: one stands for all
+    totals[:, 0] = 0.0  # all beams begin alike, so one stands for all
     places = torch.arange(beam_size, device=device)  # (k,)
     room = torch.full((num_photos,), beam_size, device=device)  # (n,), places that are left
     best_ended = torch.full((num_photos,), -torch.inf, device=device)  # (n,)
@@ -181,16 +182,16 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         room = room - ended.sum(dim=1)  # (n,)
         totals = totals.masked_fill(ended, -torch.inf)  # (n, k)
         to_beat = best_ended if only_best else torch.full_like(best_ended, -torch.inf)  # a log-probability only falls
-        going_on = (totals.amax(dim=1) > to_beat).nonzero().squeeze(1)  # (n',); the wait for the device
-        if len(going_on) == 0:
+        running = (totals.amax(dim=1) > to_beat).nonzero().squeeze(1)  # (n',); the wait for the device
+        if len(running) == 0:
             break
-        rows = (going_on.unsqueeze(1) * beam_size + parents[going_on]).flatten()  # (n' * k,), of the beginnings kept
-        all_go_on = len(going_on) == len(photos)
-        if not all_go_on:
-            photos, room, best_ended = photos[going_on], room[going_on], best_ended[going_on]
-            words, totals = words[going_on], totals[going_on]
+        rows = (running.unsqueeze(1) * beam_size + parents[running]).flatten()  # (n' * k,), of the beginnings kept
+        all_running = len(running) == len(photos)
+        if not all_running:
+            photos, room, best_ended = photos[running], room[running], best_ended[running]
+            words, totals = words[running], totals[running]
         written = torch.cat([written.flatten(0, 1)[rows].unflatten(0, words.shape), words.unsqueeze(2)], dim=2)
-        # What a step hands back as it was, such as the features, is the same for all places of a photo's beam.
-        kept = [all_go_on and new is old for new, old in zip(new_state, state, strict=True)]
+        # What a step returns unchanged, such as the features, is the same for all of a photo's beam: it stays.
+        kept = [all_running and new is old for new, old in zip(new_state, state, strict=True)]
         state = state._make(new if stays else new[rows] for new, stays in zip(new_state, kept, strict=True))
     return read_captions(steps, rules, num_photos, normalisation, reward, n_best)

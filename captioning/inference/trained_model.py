@@ -160,7 +160,7 @@ def load_captioner(path=None, device="cpu", word_map_file=None):
         ensemble.py); None or an empty list for the newest runs/*/best.pth
     :param word_map_file: of checkpoints of the tutorial (.pth.tar), whose words are in a file of their own
     :return: a `Captioner` in eval mode, the checkpoint, and its path; of several, the first's
-    :raises UserError: if a file is no checkpoint, or several do not have the same words and photos of the same size
+    :raises UserError: if a file is not a checkpoint, or several do not have the same words and photos of the same size
     """
     names = path if isinstance(path, list | tuple) else [path] if path else []
     paths = [find_checkpoint(name) for name in names] or [newest_checkpoint()]

@@ -1,6 +1,6 @@
 """
-Attention that the LSTM's new state asks, rather than its last one (Lu et al. 2017), and a model that knows when not to
-look.
+Attention that follows from the LSTM's new state rather than its last one (Lu et al. 2017), and a model that knows when
+not to look.
 
 - `SpatialAttention`: the LSTM moves first, and its new state says where to look.
 - `AdaptiveAttention`: it may also look at a "visual sentinel", that is, at nothing of the photo.
@@ -27,7 +27,7 @@ class SpatialState(NamedTuple):
 
 class SpatialAttention(CaptionDecoder):
     """
-    Attention that is asked by the LSTM's new state rather than its last one (Lu et al. 2017, section 2.2).
+    Attention that follows from the LSTM's new state rather than its last one (Lu et al. 2017, section 2.2).
 
     What it sees goes straight to the vocabulary, beside the state; the LSTM itself is shown the photo as a whole,
     at each step.
@@ -85,8 +85,8 @@ class AdaptiveAttention(SpatialAttention):
     is that of the grid alone and sums to 1 - beta, so beta, the sentinel's share, is 1 - alpha.sum(dim=1): with it
     pages and figures show when the model looks.
 
-    The doubly stochastic term of `losses.CaptionLoss` wants each location looked at and so speaks against the sentinel;
-    the paper trains without it (doubly_stochastic_weight 0).
+    The doubly stochastic term of `losses.CaptionLoss` asks for a look at each location, so it works against the
+    sentinel; the paper trains without it (doubly_stochastic_weight 0).
     """
 
     def __init__(self, *args, **kwargs):

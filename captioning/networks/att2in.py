@@ -1,4 +1,4 @@
-"""Att2in (Rennie et al. 2017): an LSTM in which the photo has no say about its gates, only about what is written."""
+"""Att2in (Rennie et al. 2017): an LSTM whose gates do not see the photo; only the candidate for its memory does."""
 
 from typing import NamedTuple
 

@@ -71,5 +71,5 @@ class TopDownAttention(CaptionDecoder):
         alpha = self.attention(state.keys, attention_h)  # (N, P), equations 3 and 4
         context = (alpha.unsqueeze(1) @ state.grid).squeeze(1)  # (N, decoder_dim), equation 5
         x = torch.cat([context, attention_h], dim=1)  # (N, 2 * decoder_dim), equation 6
-        output, h, c = self.language_lstm(x, state.h, state.c)  # (N, decoder_dim), which equation 7 makes words of
+        output, h, c = self.language_lstm(x, state.h, state.c)  # (N, decoder_dim), for equation 7
         return output, alpha, state._replace(attention_h=attention_h, attention_c=attention_c, h=h, c=c)

@@ -5,7 +5,7 @@ Every word of the caption is a vector, the sum of its embedding and its position
 the word finds in the words before it (self-attention), what it finds in the photo (cross-attention), and what it makes
 of both (a feed-forward network). After the last layer, a word's vector tells which word comes next.
 
-A word never looks at those after it, so its vectors stay what they are when the caption goes on. Two things follow:
+A word never looks at those after it, so its vectors stay what they are when the caption continues. Two things follow:
 
 - In training, where all words are known, all steps are taken at once (`take_steps`), each word kept from looking ahead.
 - When the model writes, a step only computes the newest word. What later words will look at, the keys and values of the
@@ -52,7 +52,7 @@ class MultiHeadAttention(nn.Module):
             scores = query @ keys.transpose(2, 3) / math.sqrt(query.shape[3])  # (N, heads, T, S)
             weights = scores.softmax(dim=3)  # (N, heads, T, S)
             found = weights @ values  # (N, heads, T, dim / heads), equation 1
-        else:  # the same in one operation, which is quicker and keeps no weights
+        else:  # the same in one operation, which is faster and keeps no weights
             weights, found = None, F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
         return self.output(found.transpose(1, 2).flatten(2)), weights
 

@@ -32,7 +32,7 @@ def get_field(entry, key, kinds, where):
     :param kinds: the type that the value must have, or a tuple of types
     :param where: file and entry, for the message
     :return: `entry[key]`
-    :raises UserError: if `entry` is no object, has no such key, or its value is of another type
+    :raises UserError: if `entry` is not an object, has no such key, or its value is of another type
     """
     expected = {str: "text", list: "a list"}.get(kinds, "a number or text")
     if not isinstance(entry, dict):

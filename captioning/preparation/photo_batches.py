@@ -20,7 +20,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations of photos that are stored on their 
 
 def find_photos(names):
     """
-    Give the photos that the names stand for, sorted, each once. Files in a folder that are no photos are counted on
+    Give the photos that the names stand for, sorted, each once. Files in a folder that are not photos are counted on
     the error stream.
 
     :param names: files, folders (of which the photos are taken, without subfolders) and patterns (** for subfolders,
@@ -54,7 +54,7 @@ def photos_of_folder(folder):
     if others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         print(
-            printable(f"{folder}: {sum(others.values())} files are no photos that can be read here ({kinds})"),
+            printable(f"{folder}: {sum(others.values())} files are not photos that can be read here ({kinds})"),
             file=sys.stderr,
         )
     return [path for path in files if path.suffix.lower() in endings]

@@ -43,7 +43,7 @@ def read_photo(path, size):
     :raises Exception: Pillow's many kinds, when the file is missing, damaged, no photo, or a decompression bomb
     """
     if not Path(path).is_file():  # a pipe would wait for ever
-        raise OSError("is missing, or is no file")
+        raise OSError("is missing, or is not a file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about notes beside the pixels that are not as they should be
         with open_photo(path) as photo:

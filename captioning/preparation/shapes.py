@@ -162,7 +162,7 @@ def is_complete(path, image_folder, settings):
         photos = {photo.name for photo in image_folder.glob("*.jpg")}
         named = {image["filename"] for image in annotations["images"]}
         return annotations["settings"] == settings and named <= photos
-    except (UserError, KeyError, TypeError):  # not ours, or not whole
+    except (UserError, KeyError, TypeError):  # not ours, or incomplete
         return False
 
 

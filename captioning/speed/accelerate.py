@@ -1,5 +1,5 @@
 """
-Quicker ways of computing the same numbers, put behind a decoder's plain modules from outside.
+Faster ways of computing the same numbers, put behind a decoder's plain modules from outside.
 
 The modules keep their parameters and names; only their class changes, to a subclass whose forward pass is faster on a
 CPU. On a GPU they stay as they are: PyTorch's fused LSTM cell is at work there, and sharing would cost the host more
@@ -21,29 +21,29 @@ from captioning.speed.shared_products import (
 )
 from models import Attention
 
-# Of each way to save time, the classes that it puts in the place of others.
-QUICKER = {
+# For each way to save time, which class it puts in the place of which.
+FASTER = {
     "one weight gradient": {nn.Linear: SharingLinear, nn.Embedding: SharingEmbedding, nn.LSTMCell: SharingLSTMCell},
     "oneDNN's order": {},  # it needs the classes above
     "attention in parts": {Attention: AttentionInParts},
 }
 
 
-def accelerate(decoder, ways=tuple(QUICKER)):
+def accelerate(decoder, ways=tuple(FASTER)):
     """
     Let a decoder compute the same numbers in less time on CPUs, for training and for searches.
 
-    :param decoder: any decoder; one that has none of `QUICKER`'s modules stays as it is
-    :param ways: which of `QUICKER` to take; benchmarks/train_step.py measures what each gives
+    :param decoder: any decoder; one that has none of `FASTER`'s modules stays as it is
+    :param ways: which of `FASTER` to take; benchmarks/train_step.py measures what each gives
     :return: the same decoder
     """
     if missing := missing_operation():
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
-    quicker = {plain: quick for way in ways for plain, quick in QUICKER[way].items()}
+    classes = {plain: fast for way in ways for plain, fast in FASTER[way].items()}
     for module in decoder.modules():
-        if type(module) in quicker:
-            module.__class__ = quicker[type(module)]
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
     decoder.register_forward_pre_hook(functools.partial(open_sharing, with_onednn="oneDNN's order" in ways))
     decoder.register_forward_hook(close_sharing, always_call=True)
     return decoder

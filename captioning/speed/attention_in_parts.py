@@ -3,7 +3,7 @@ Additive attention's scores on CPUs, with less to carry to and from memory.
 
 The network that scores a location (paper, equation 4) makes attention_dim numbers of it, at every timestep: with 32
 captions, 196 locations and 512 numbers that is 13 MB. Plain autograd writes them, keeps them for backward, and there
-makes the gradient of the keys as large again, at every timestep, to add it to the others. Much of that time a CPU waits
+makes a gradient of the keys that is as large, at every timestep, to add it to the others. Much of that time a CPU waits
 for its memory. Here
 
 - the captions are scored a few at a time, in a search too, so that these numbers stay in the processor's cache;

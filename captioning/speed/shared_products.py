@@ -1,11 +1,11 @@
 """
-Matrix products of a recurrence on CPUs, in two cheaper ways that compute the same. They are at work within
+Matrix products of a recurrence on CPUs, in two cheaper ways that compute the same. They apply within
 
     with shared_products():
         for t in ...:
 
-(A layer without a bias is left alone, and a small weight that meets many rows, as attention's score does: to stack the
-rows would cost more.)
+(A layer without a bias is left alone, and so is a small weight that meets many rows, such as that of attention's score:
+stacking the rows would cost more.)
 
 One weight gradient for a whole recurrence: a layer that is used at every timestep gets, from plain autograd, a gradient
 at every timestep: each is as large as its weights, comes from a handful of rows, and has to be added to the others. The
@@ -31,7 +31,7 @@ _context = ContextVar("the shared_products that we are in", default=None)
 
 
 class shared_products:  # noqa: N801  used like a function
-    """Context in which a layer's uses share the copies of its weight and gather what its gradient needs."""
+    """Context in which the uses of a layer share copies of its weight and gather what its gradient needs."""
 
     def __init__(self, with_onednn=True):
         """:param with_onednn: let oneDNN multiply where a layer gains from it"""

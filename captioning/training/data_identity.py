@@ -1,4 +1,4 @@
-"""How a run recognises its data: it goes on with the photos and captions that it began with, and with no others."""
+"""How a run recognises its data: it continues with the photos and captions that it began with, and with no others."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What may happen to a run: a signal that asks it to stop, and a loss or gradients that are no numbers any more."""
+"""What may happen to a run: a signal that asks it to stop, and a loss or gradients that are not finite any more."""
 
 import math
 import signal

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from captioning.distributed import Share, average
 
-# What is told of a batch, and the column of log.csv that its mean over an epoch gets.
+# What is reported of a batch, and the column of log.csv that its mean over an epoch gets.
 READINGS = {"cross_entropy": "train_loss", "top5_accuracy": "train_top5_accuracy", "reward": "train_reward"}
 
 
@@ -28,7 +28,8 @@ class CaptionLoss(nn.Module):
         :param label_smoothing: share of the target that is spread over all words (Szegedy et al. 2016)
         :param reinforce_weight: lambda_r of section 4.1, how much the drawn locations' reward counts
         :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted. (0.1 and 0.002 stand in
-            the paper's code, but on its scale: its reward is a mean over words, and neither is divided by the batch.)
+            the paper's code, but on another scale: its reward is a mean over words, and neither is divided by the
+            batch.)
         :param baseline_momentum: share of the old baseline in the new one
         """
         super().__init__()
@@ -55,7 +56,7 @@ class CaptionLoss(nn.Module):
                 cross_entropy = share.words * F.cross_entropy(scores.detach(), decoded.targets)
         else:
             loss, cross_entropy = share.captions * self.self_critical(decoded, advantages), None
-        if decoded.alphas is not None and advantages is None:  # beside a reward it would be another teacher
+        if decoded.alphas is not None and advantages is None:  # rewards alone are to teach
             looked = decoded.alphas.float().sum(dim=1)  # (N, P)
             loss = loss + share.captions * self.doubly_stochastic_weight * ((1 - looked) ** 2).mean()
         if decoded.location_log_probs is not None:
@@ -99,10 +100,10 @@ def sum_per_caption(packed, decoded):
 
 def readings_of_batch(decoded, share, cross_entropy, reward):
     """
-    Say what is told of a batch; `READINGS` names each number's column.
+    Measure what is reported of a batch; `READINGS` names each number's column.
 
     :param reward: of the captions that the model drew, 0-d; None if it learned from true ones
-    :return: dict of what to tell of a batch, each 0-d; of several processes, the mean is the whole batch's
+    :return: dict of readings, each 0-d; of several processes, their mean is that of the complete batch
     """
     if reward is not None:
         return {"reward": share.captions * reward}

@@ -50,7 +50,7 @@ def print_resumed(run, path, batches):
     :param batches: of an epoch
     """
     within = f", after {run.batch:,} of {batches:,} batches" if run.batch else ""
-    print(f"Going on from {path}: step {run.step:,}, epoch {run.epoch + 1} of {run.config.epochs}{within}")
+    print(f"Continuing from {path}: step {run.step:,}, epoch {run.epoch + 1} of {run.config.epochs}{within}")
     if run.history:
         print(epoch_line(run.history[-1], run.config, run.history[-1] == run.best))
 
@@ -139,4 +139,4 @@ def print_end(run, folder):
         if folder.best.exists():
             print(f"{folder.best}: epoch {run.best['epoch']}, the best, {score}")
     if folder.last.exists():
-        print(f"{folder.last}: epoch {run.epoch}, the last; --resume goes on from it, with more --epochs")
+        print(f"{folder.last}: epoch {run.epoch}, the last; --resume continues it, with more --epochs")

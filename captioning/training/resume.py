@@ -67,7 +67,7 @@ def restore(run, checkpoint):
     except (AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
-    judge_anew_if_need_be(run, checkpoint)
+    judge_again_if_needed(run, checkpoint)
 
 
 def with_own_weights(checkpoint):
@@ -110,7 +110,7 @@ def digest_of(checkpoint, split, run):
     return data.get(split) if isinstance(data, dict) else run.data[split]
 
 
-def judge_anew_if_need_be(run, checkpoint):
+def judge_again_if_needed(run, checkpoint):
     """Forget the best score where the scores to come cannot be compared with it."""
     changed = [name for name in JUDGEMENT if checkpoint["config"].get(name) != getattr(run.config, name)]
     if digest_of(checkpoint, "VAL", run) != run.data["VAL"]:
@@ -205,7 +205,7 @@ def check_number(value, where):
 
 
 def check_numbers(values, where, count=None):
-    """:raises UserError: if it is no list of numbers (`count` of them)"""
+    """:raises UserError: if it is not a list of numbers (`count` of them)"""
     if not isinstance(values, list) or (count is not None and len(values) != count):
         raise UserError(f"{where} is {short(values)}, a list of numbers expected")
     for value in values:

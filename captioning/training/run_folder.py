@@ -1,5 +1,5 @@
 """
-A run's folder: its checkpoints, of which one is always whole; its curves; and how it came about.
+A run's folder: its checkpoints, of which one is always complete; its curves; and how it came about.
 
 last.pth is where the run stands, previous.pth where it stood a save before, best.pth the best so far. config.json has
 the settings; starts.json says of each start which command, versions and commit it was. log.csv has a row for each
@@ -50,7 +50,7 @@ class RunFolder:
         """
         self.path, self.save_minutes = Path(path), save_minutes
         self.last, self.previous, self.best = (self.path / f"{name}.pth" for name in ("last", "previous", "best"))
-        self.resumed = None  # path of the checkpoint that the run went on from
+        self.resumed = None  # path of the checkpoint that the run continued from
         self.overwrite = False  # whether what an older run left is to go
         self.curves = {}  # of that checkpoint: TensorBoard's files, and how long they were
         self.saved_step, self.saved_time = 0, time.monotonic()

@@ -71,7 +71,7 @@ def start_wandb(project, folder, config, started):
     """
     :param project: its name at Weights & Biases, or None
     :param config: dict
-    :param started: when the run first began: a resumed run goes on with the same curves there
+    :param started: when the run first began: a resumed run continues the same curves there
     :return: what wandb.init gives, or None
     :raises UserError: if wandb is not installed, or cannot begin
     """

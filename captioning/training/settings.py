@@ -61,8 +61,8 @@ def check_config(config):
         raise UserError("fine_tune_embeddings: False found, but with --tie_weights they are the output's weights too")
     if config.start_from is not None and config.resume not in (None, "auto"):
         raise UserError(
-            f"start_from: {config.start_from} found, but --resume {config.resume} goes on with that run's own weights; "
-            "leave one of them out"
+            f"start_from: {config.start_from} found, but --resume {config.resume} continues with that run's own "
+            "weights; leave one of them out"
         )
 
 

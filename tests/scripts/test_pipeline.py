@@ -85,7 +85,7 @@ def test_the_pipeline_runs_on_own_photos_beside_their_annotations(folder, tmp_pa
 def test_a_resumed_run_goes_on_where_the_last_ended(folder):
     options = ["--data_name", "shapes_5_cap_per_img_0_min_word_freq", *TINY, "--run_folder", "runs/resumed"]
     printed = run(folder, "train.py", *options, "--resume", "runs/tiny/last.pth", "--epochs", 3)
-    _, trained = printed.split("Going on from runs/tiny/last.pth", 1)
+    _, trained = printed.split("Continuing from runs/tiny/last.pth", 1)
     assert "epoch 3: train loss" in trained and "epoch 1: train loss" not in printed
     assert trained.count("epoch 2: train loss") == 1  # what the run came to before
 

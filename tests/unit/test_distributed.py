@@ -162,7 +162,7 @@ def test_two_processes_train_as_one_does_for_50_steps_and_caption_the_same(two_p
         features = [h5py.File(path)["features"][:] for path in paths]
         np.testing.assert_array_equal(*features)
 
-    # What two began, one goes on with.
+    # What two began, one continues.
     config = train.Config(**TINY, data_folder=str(folder / "data"), resume=f"{configs[1].run_folder}/last.pth")
     config.epochs, config.run_folder = 6, str(folder / "gone on")
     train.main(config)

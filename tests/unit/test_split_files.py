@@ -44,7 +44,7 @@ def test_a_truncated_hdf5_file_is_named(make_files, size):
     made = make_files(side=32)
     content = made.paths.images.read_bytes()
     made.paths.images.write_bytes(content[:size])
-    refused(made, r"TRAIN_IMAGES_tiny\.hdf5: is not a whole HDF5 file")
+    refused(made, r"TRAIN_IMAGES_tiny\.hdf5: is not a complete HDF5 file")
 
 
 def test_another_file_in_the_place_of_the_hdf5_file_is_named(make_files):

@@ -272,7 +272,7 @@ def test_words_split_anew_score_as_the_official_pipeline_scores_them():
             )
             for rows in (references, [[caption] for caption in hypotheses])
         )
-    found = metrics.score(*metrics.tokenize_anew(references, hypotheses), ("BLEU-1", "BLEU-2", "ROUGE-L", "CIDEr"))
+    found = metrics.score(*metrics.tokenize_for_coco(references, hypotheses), ("BLEU-1", "BLEU-2", "ROUGE-L", "CIDEr"))
     bleu, _ = Bleu(4).compute_score(truth, guess, verbose=0)
     assert [found["BLEU-1"], found["BLEU-2"]] == pytest.approx(bleu[:2], abs=1e-6)
     assert found["ROUGE-L"] == pytest.approx(Rouge().compute_score(truth, guess)[0], abs=1e-6)

@@ -12,7 +12,7 @@ def touch(folder, *names):
 def test_files_of_a_folder_that_are_no_photos_are_counted_and_told(tmp_path, capsys):
     touch(tmp_path, "a.jpg", "b.HEIC", "c.heic", "notes.txt", "README", ".hidden.jpg", "below/d.jpg")
     assert find_photos([str(tmp_path)]) == [tmp_path / "a.jpg"]
-    told = f"{tmp_path}: 4 files are no photos that can be read here (2 .heic, 1 .txt, 1 without ending)\n"
+    told = f"{tmp_path}: 4 files are not photos that can be read here (2 .heic, 1 .txt, 1 without ending)\n"
     assert capsys.readouterr().err == told
     touch(tmp_path / "sound", "a.jpg", "b.png")
     assert len(find_photos([str(tmp_path / "sound")])) == 2

@@ -14,9 +14,9 @@ from captioning.inference.search import Rules, beam_search
 from captioning.networks.registry import DECODERS, build_decoder
 from captioning.speed import accelerate as accelerating
 from captioning.speed import attention_in_parts, shared_products
-from captioning.speed.accelerate import QUICKER, accelerate
+from captioning.speed.accelerate import FASTER, accelerate
 
-QUICK_CLASSES = [quick for classes in QUICKER.values() for quick in classes.values()]
+QUICK_CLASSES = [quick for classes in FASTER.values() for quick in classes.values()]
 SIZES = {"embed_dim": 7, "decoder_dim": 7, "encoded_image_size": 3, "dropout": 0.0}
 DEEPER = {"decoder_layers": 2, "attention_heads": 7}
 
@@ -72,7 +72,7 @@ def test_losses_and_gradients_are_the_same(plain_and_quick, size, shared_photos)
         assert_same(loss_and_gradients(quick, *batch, image_rows=image_rows), expected)
 
 
-@pytest.mark.parametrize("way", QUICKER)
+@pytest.mark.parametrize("way", FASTER)
 def test_each_way_alone_gives_the_same(way):
     torch.manual_seed(0)
     plain = build_decoder({"decoder": "soft", "fast_cpu": False} | SIZES, 11, 6)

@@ -19,7 +19,7 @@ def tensors(monkeypatch):
     return keys, weight, Attention(DIM, DIM, DIM)
 
 
-def quicker(attention):
+def faster(attention):
     """:return: the same attention, its scores in parts"""
     twin = AttentionInParts(DIM, DIM, DIM)
     twin.full_att, twin.nonlinearity = attention.full_att, attention.nonlinearity
@@ -30,7 +30,7 @@ def losses(keys, weight, attention, sizes=(N, N, 3, 1), context=None):
     """A recurrence: each timestep's query follows from the last one's scores, and captions end one after another."""
     keys = keys * 1.5  # not a leaf, as in a decoder
     query, total = torch.ones(N, DIM, dtype=keys.dtype), []
-    attention = quicker(attention) if context else attention
+    attention = faster(attention) if context else attention
     with context or torch.enable_grad():
         for t, n in enumerate(sizes):
             keys, query = keys[:n], query[:n]
@@ -72,7 +72,7 @@ def test_keys_of_other_values_at_each_step_are_not_taken_for_one_another(tensors
         with context:
             return sum(attention.scores(keys * i, query).square().sum() for i in range(1, 4))
 
-    plain, shared = loss(attention, torch.enable_grad()), loss(quicker(attention), shared_products())
+    plain, shared = loss(attention, torch.enable_grad()), loss(faster(attention), shared_products())
     torch.testing.assert_close(shared, plain)
     torch.testing.assert_close(torch.autograd.grad(shared, keys), torch.autograd.grad(plain, keys))
 
@@ -81,7 +81,7 @@ def test_more_rows_than_before_are_keys_of_their_own(tensors):
     keys, _, attention = tensors
     query = torch.ones(N, DIM)
     with shared_products():
-        few, all_of_them = (quicker(attention).scores(keys[:n], query[:n]) for n in (2, N))
+        few, all_of_them = (faster(attention).scores(keys[:n], query[:n]) for n in (2, N))
     plain = attention.scores(keys, query)
     torch.testing.assert_close(all_of_them, plain)
     found = torch.autograd.grad(few.sum() + all_of_them.square().sum(), keys)
@@ -123,4 +123,4 @@ def test_a_search_scores_its_rows_in_parts(tensors, monkeypatch, nonlinearity):
     plain = attention.scores(keys, query)
     monkeypatch.setattr(attention_in_parts, "PART", 8 * P * DIM)
     with torch.no_grad():
-        torch.testing.assert_close(quicker(attention).scores(keys, query), plain.detach())
+        torch.testing.assert_close(faster(attention).scores(keys, query), plain.detach())

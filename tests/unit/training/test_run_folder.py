@@ -1,4 +1,4 @@
-"""A run's folder: one checkpoint is always whole, curves go on as they were, and it is known how it came about."""
+"""A run's folder: one checkpoint is always complete, curves continue as they were, and its origin is known."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_the_last_checkpoint_its_predecessor_and_the_best_are_kept(folder):
 
 
 @pytest.mark.parametrize("linkable", [True, False])
-def test_wherever_a_save_is_broken_off_the_last_checkpoint_is_whole(folder, monkeypatch, linkable):
+def test_wherever_a_save_is_broken_off_the_last_checkpoint_is_complete(folder, monkeypatch, linkable):
     if not linkable:
         monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError()))
     replace, reached = Path.replace, []
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_name_of_its_sound_predecessor(
     assert "previous" not in str(raised.value)
 
 
-def test_going_on_from_the_predecessor_never_leaves_two_damaged_ones(folder, monkeypatch):
+def test_continuing_from_the_predecessor_never_leaves_two_damaged_ones(folder, monkeypatch):
     folder.last.write_bytes(b"damaged")
     assert step_of(folder.previous) == 1
     replace, sound = Path.replace, []

@@ -65,7 +65,7 @@ def test_a_run_tells_what_it_works_with_how_each_epoch_went_and_why_it_ended(tra
 
     training("run", "--resume", "auto", "--epochs", 3, "--accumulate", 2)
     printed = capsys.readouterr().out
-    assert f"Going on from {folder}/last.pth: step 12, epoch 3 of 3\nepoch 2: train loss" in printed
+    assert f"Continuing from {folder}/last.pth: step 12, epoch 3 of 3\nepoch 2: train loss" in printed
     assert "each of 2 batches of 2 captions, whose gradients are averaged" in printed
 
 
