@@ -1,50 +1,14 @@
 """Searches find what going through every sequence finds, for many photos at once, and keep their rules."""
 
-import math
-from typing import NamedTuple
-
 import pytest
 import torch
 from plain_search import plain_beam_search as plain_batched_search
 from plain_search import plain_sample
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy_decoder import END, START, VOCAB, ToyDecoder, rescored, rules, seeded
 
-from captioning.inference.search import Rules, beam_search, greedy_search, sample_captions
+from captioning.inference.search import beam_search, greedy_search, sample_captions
 from models import DecoderWithAttention, DecoderWithHardAttention
-
-VOCAB, START, END = 5, 0, 4
-
-
-class ToyState(NamedTuple):
-    photos: torch.Tensor  # (N,)
-    history: torch.Tensor  # (N,)
-
-
-class ToyDecoder:
-    """
-    A decoder whose scores are random, but fixed for each photo and all words before.
-
-    The history is a whole number that each word changes, so batched and single searches see the very same scores.
-    """
-
-    rows = 10007
-
-    def __init__(self, seed=0, spread=2.0, end_bias=0.0, alphas=True, vocab_size=VOCAB):
-        generator = torch.Generator().manual_seed(seed)
-        self.table = spread * torch.randn(self.rows, vocab_size, generator=generator)
-        self.table[:, END] += end_bias
-        self.looks = torch.rand(self.rows, 6, generator=generator).softmax(dim=1) if alphas else None
-
-    def init_state(self, photos):
-        return ToyState(photos, 7 * photos)  # (N,), (N,)
-
-    def step(self, words, state):
-        photos, history = state
-        history = (history * 31 + words * 17 + photos + 3) % self.rows
-        return history, None if self.looks is None else self.looks[history], ToyState(photos, history)
-
-    def scores(self, history):
-        return self.table[history].clone()
 
 
 @pytest.fixture(params=["toy", "soft attention", "hard attention"])
@@ -55,23 +19,6 @@ def searched(request, tiny_decoder):
     cls = DecoderWithAttention if request.param == "soft attention" else DecoderWithHardAttention
     decoder = tiny_decoder(cls, vocab_size=VOCAB, layers=2, deep_output=True, spread=1.0).eval()
     return decoder, torch.randn(6, 2, 2, 6, generator=torch.Generator().manual_seed(0))
-
-
-def rules(**options):
-    return Rules(**{"start": START, "end": END, "max_length": 4} | options)
-
-
-@torch.no_grad()
-def rescored(decoder, photo, ids, temperature=1.0):
-    """Run ids through the decoder one by one. :return: their log-probabilities (T,), alphas (T, P) or None"""
-    state, word = decoder.init_state(photo), torch.tensor([START])
-    log_probs, alphas = [], []
-    for index in ids:
-        output, alpha, state = decoder.step(word, state)
-        log_probs.append((decoder.scores(output)[0] / temperature).log_softmax(dim=0)[index].item())
-        alphas.append(alpha)
-        word = torch.tensor([index])
-    return log_probs, None if alphas[0] is None else torch.cat(alphas)
 
 
 @torch.no_grad()
@@ -86,7 +33,7 @@ def every_sequence(decoder, photo, r):
         ngrams = [tuple(longer[i : i + n]) for i in range(len(longer) - n + 1)] if n else []
         return len(set(ngrams)) == len(ngrams)
 
-    def go_on(written, total, state):
+    def continue_with(written, total, state):
         output, _, state = decoder.step(torch.tensor([written[-1] if written else START]), state)
         log_probs = (decoder.scores(output)[0] / r.temperature).log_softmax(dim=0).tolist()
         for index, log_prob in enumerate(log_probs):
@@ -95,9 +42,9 @@ def every_sequence(decoder, photo, r):
             if index == r.end:
                 found.append((written, total + log_prob, True))
             elif len(written) < r.max_length:
-                go_on([*written, index], total + log_prob, state)
+                continue_with([*written, index], total + log_prob, state)
 
-    go_on([], 0.0, decoder.init_state(photo))
+    continue_with([], 0.0, decoder.init_state(photo))
     return found
 
 
@@ -239,14 +186,6 @@ def test_a_beam_that_the_rules_leave_no_word_gives_its_best_unfinished_caption()
     assert sorted(found[0].words) == [1, 2, 3] and not found[0].ended
 
 
-@pytest.mark.parametrize("top_k", [0, 1])
-def test_a_sample_that_the_rules_leave_no_word_stops_there(top_k):
-    r = rules(max_length=8, min_length=4, no_repeat_ngram=1, forbidden=(START,))
-    (found,) = sample_captions(ToyDecoder(), torch.arange(1), r, top_k=top_k)
-    assert sorted(found.words) == [1, 2, 3] and not found.ended
-    assert math.isfinite(found.log_prob)
-
-
 @pytest.mark.parametrize("normalisation", ["none", "length", "reward"])
 def test_n_best_are_sorted_and_their_log_probabilities_are_those_of_their_words(searched, normalisation):
     decoder, photos = searched
@@ -301,19 +240,6 @@ def test_alphas_are_left_out_where_nobody_asks_or_there_are_none():
         assert all(h.alphas is None for h in greedy_search(decoder, photos, rules(), keep_alphas=keep))
 
 
-@pytest.mark.parametrize("options", [{"min_length": 3}, {"forbidden": (START, 2)}, {"no_repeat_ngram": 2}])
-def test_samples_and_greedy_choice_keep_the_rules(options):
-    decoder, photos, r = ToyDecoder(end_bias=1.0), torch.arange(200), rules(max_length=10, **options)
-    for h in sample_captions(decoder, photos, r, generator=seeded(0)) + greedy_search(decoder, photos, r):
-        assert len(h.words) <= 10 and END not in h.words
-        if h.ended:
-            assert len(h.words) >= options.get("min_length", 0)
-        assert not set(h.words) & set(options.get("forbidden", ()))
-        if "no_repeat_ngram" in options:
-            pairs = list(zip(h.words, h.words[1:]))  # noqa: B905  one is shorter
-            assert len(set(pairs)) == len(pairs)
-
-
 def test_a_caption_may_have_max_length_words_and_end_after_them():
     photos = torch.arange(50)
     lengths = []
@@ -329,75 +255,12 @@ def test_a_caption_may_have_max_length_words_and_end_after_them():
             assert same.ended and same.words == best.words
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def test_a_seed_repeats_its_samples_and_leaves_the_global_generator_alone():
-    decoder, photos = ToyDecoder(), torch.arange(20)
-    before = torch.get_rng_state()
-    one, again, other = (
-        [h.words for h in sample_captions(decoder, photos, rules(max_length=8), generator=seeded(seed))]
-        for seed in (1, 1, 2)
-    )
-    assert one == again != other
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_the_log_probability_of_a_sample_is_that_of_its_words(searched):
     decoder, photos = searched
     for i, h in enumerate(sample_captions(decoder, photos, rules(temperature=1.5, max_length=6), generator=seeded(0))):
         words = [*h.words, END] if h.ended else h.words
         log_prob = sum(rescored(decoder, photos[i : i + 1], words, temperature=1.5)[0])
         assert h.log_prob == pytest.approx(log_prob, abs=1e-4)
-
-
-class OneWordDecoder(ToyDecoder):
-    """The same known probabilities for every photo."""
-
-    def __init__(self, probabilities):
-        super().__init__(vocab_size=len(probabilities))
-        self.table[:] = torch.tensor(probabilities).log()
-
-
-PROBABILITIES = [0.05, 0.3, 0.1, 0.4, 0.15]
-
-
-def first_words(n=5000, r=None, **options):
-    """:return: (vocab_size,), shares of the words that n samples begin with"""
-    found = sample_captions(
-        OneWordDecoder(PROBABILITIES), torch.arange(n), r or rules(max_length=1), generator=seeded(0), **options
-    )
-    ids = torch.tensor([h.words[0] if h.words else END for h in found])
-    return ids.bincount(minlength=VOCAB) / n
-
-
-@pytest.mark.parametrize(
-    ("options", "allowed"),
-    [
-        ({}, {0, 1, 2, 3, 4}),
-        ({"top_k": 1}, {3}),
-        ({"top_k": 3}, {3, 1, 4}),
-        ({"top_k": 50}, {0, 1, 2, 3, 4}),
-        ({"top_p": 0.2}, {3}),  # the likeliest word is always in
-        ({"top_p": 0.65}, {3, 1}),
-        ({"top_p": 0.72}, {3, 1, 4}),  # the word that crosses the line is in
-        ({"top_k": 4, "top_p": 0.9}, {3, 1, 4, 2}),
-        ({"top_k": 2, "top_p": 0.9}, {3, 1}),
-    ],
-)
-def test_samples_follow_the_probabilities_of_the_words_that_are_left(options, allowed):
-    found = first_words(**options)
-    expected = torch.tensor([p if i in allowed else 0.0 for i, p in enumerate(PROBABILITIES)])
-    assert {i for i in range(VOCAB) if found[i] > 0} == allowed
-    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_sharpens_and_flattens(temperature):
-    expected = torch.tensor(PROBABILITIES) ** (1 / temperature)
-    found = first_words(r=rules(max_length=1, temperature=temperature))
-    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
 
 
 def test_searches_keep_no_graph(tiny_decoder):
@@ -441,7 +304,7 @@ def same(found, expected):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes Python wait for a GPU: operations whose result it must read to go on."""
+    """Counts what makes Python wait for a GPU: operations whose result it must read before it continues."""
 
     def __init__(self):
         super().__init__()
@@ -472,7 +335,7 @@ def test_a_timestep_waits_for_the_device_once(tiny_decoder, search, monkeypatch)
     assert waits.number == len(steps)
 
 
-def test_a_state_that_a_step_hands_back_as_it_was_is_not_moved_while_all_photos_go_on():
+def test_a_state_that_a_step_hands_back_as_it_was_is_not_moved_while_all_photos_continue_with():
     class Constant(ToyDecoder):
         seen = []
 

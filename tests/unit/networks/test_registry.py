@@ -23,12 +23,13 @@ from decoder_checks import (
 
 import train
 from captioning.inference.search import beam_search, greedy_search
-from captioning.networks.registry import DECODERS, SETTINGS, build_decoder
+from captioning.networks.registry import DECODERS, SETTINGS, WITH_ATTENTION, build_decoder
 from captioning.training.losses import CaptionLoss
 from models import DecoderWithAttention, DecoderWithHardAttention, mean_features, select_rows
 from utils import UserError
 
 NEW = [name for name in DECODERS if name not in ("soft", "hard")]  # what models.py does not have
+WITHOUT_ATTENTION = next(name for name in DECODERS if name not in WITH_ATTENTION)
 
 
 def is_unseen_by_softmax(parameter):
@@ -48,7 +49,7 @@ def test_step_unrolled_equals_forward(name, layers):
         for t in range(lengths[caption] - 1):
             output, alpha, state = decoder.step(rows[caption, t : t + 1], state)
             assert_same(decoder.scores(output)[0], scores[t][row])
-            assert (alpha is None) == (name == "show_tell")
+            assert (alpha is None) == (name not in WITH_ATTENTION)
             if alpha is not None:
                 assert_same(alpha[0], decoded.alphas[row, t])
 
@@ -89,7 +90,7 @@ def test_captions_that_share_a_photo_give_what_each_gives_with_its_own(name, siz
 
     assert torch.equal(image_major.targets, caption_major.targets)
     assert_same(image_major.logits, caption_major.logits)
-    if name != "show_tell":
+    if name in WITH_ATTENTION:
         assert_same(image_major.alphas, caption_major.alphas)
     for parameter in expected:
         assert_same(found[parameter], expected[parameter])
@@ -147,7 +148,7 @@ def test_greedy_choice_and_beam_search_run_on_every_decoder(name):
             decoded = decoder(features[photo : photo + 1], torch.tensor([words]), torch.tensor([len(words)]))
             scores = decoded.logits.log_softmax(dim=1)
             assert scores[range(len(words) - 1), words[1:]].sum().item() == pytest.approx(hypothesis.log_prob, abs=1e-3)
-            if name == "show_tell":
+            if name not in WITH_ATTENTION:
                 assert hypothesis.alphas is None
             else:
                 torch.testing.assert_close(hypothesis.alphas, decoded.alphas[0], rtol=1e-4, atol=1e-5)
@@ -248,10 +249,10 @@ def test_an_unknown_decoder_is_refused_with_the_names_there_are():
     [
         ("soft", "hard_inference", "sample", "hard"),
         ("soft", "hard_expected_share", 1.0, "hard"),
-        ("show_tell", "gate", False, "soft or hard"),
-        ("show_tell", "attention_dim", 64, "soft or hard or spatial or adaptive"),
-        ("show_tell", "attention_nonlinearity", "tanh", "soft or hard or spatial or adaptive"),
-        ("show_tell", "deep_output", True, "soft or hard"),
+        (WITHOUT_ATTENTION, "gate", False, "soft or hard"),
+        (WITHOUT_ATTENTION, "attention_dim", 64, "soft or hard or spatial or adaptive"),
+        (WITHOUT_ATTENTION, "attention_nonlinearity", "tanh", "soft or hard or spatial or adaptive"),
+        (WITHOUT_ATTENTION, "deep_output", True, "soft or hard"),
         ("spatial", "gate", False, "soft or hard"),
         ("spatial", "state_dropout", 0.1, "soft or hard or show_tell"),
         ("adaptive", "deep_output", True, "soft or hard"),
@@ -278,7 +279,7 @@ def test_a_setting_that_the_decoder_does_not_have_is_refused(name, field, value,
         ("soft", "attention_nonlinearity", "sigmoid"),
         ("adaptive", "decoder_layers", 0),
         ("spatial", "dropout", -0.1),
-        ("show_tell", "embed_dim", 0),
+        (WITHOUT_ATTENTION, "embed_dim", 0),
         ("soft", "embedding_max_norm", 0.0),
     ],
 )

@@ -6,22 +6,21 @@ from conftest import WORD_MAP
 from kill_training import equal
 
 from captioning.inference.trained_model import load_captioner
-from captioning.networks.registry import DECODERS
+from captioning.networks.registry import ADDITIVE, DECODERS, WITH_ATTENTION
 from captioning.storage.tensors import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-WITHOUT_ATTENTION_DIM = ["--attention_dim", 512]  # the default
 OWN_OPTIONS = {
-    "show_tell": WITHOUT_ATTENTION_DIM,
     "att2in": ["--attention_nonlinearity", "tanh"],
-    "transformer": [*WITHOUT_ATTENTION_DIM, "--attention_heads", 2, "--decoder_layers", 2, "--tie_weights"],
+    "transformer": ["--attention_heads", 2, "--decoder_layers", 2, "--tie_weights"],
 }
 REWARDS = ["--image_major", "--self_critical_from_epoch", 2, "--self_critical_samples", 2]
 
 
 def options_of(name):
-    return ["--decoder", name, "--dropout", 0.3, "--embedding_dropout", 0.1, *OWN_OPTIONS.get(name, [])]
+    attention_dim = [] if name in ADDITIVE else ["--attention_dim", 512]  # the default: others do not have it
+    return ["--decoder", name, "--dropout", 0.3, "--embedding_dropout", 0.1, *attention_dim, *OWN_OPTIONS.get(name, [])]
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name != "hard"])  # it cannot be rewarded
@@ -68,4 +67,4 @@ def test_it_writes_together_with_soft_attention_and_says_where_both_looked(train
     photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     for [best] in captioner.search(photos, beam_size=2, keep_alphas=True):
         assert best.log_prob < 0
-        assert (best.alphas is None) == (name == "show_tell")
+        assert (best.alphas is None) == (name not in WITH_ATTENTION)

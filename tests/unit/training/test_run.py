@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from captioning.networks.registry import DECODERS, WITH_ATTENTION
 from captioning.training.run import Run
 from captioning.training.settings import check_config
 from captioning.training.start import build_optimizer
 from models import DecoderWithAttention, Encoder
 from train import Config
 from utils import UserError
+
+WITHOUT_ATTENTION = next(name for name in DECODERS if name not in WITH_ATTENTION)
 
 
 def a_run(step=0, augmented=False, **config):
@@ -84,7 +87,7 @@ def test_fine_tuning_that_would_train_nothing_is_refused():
         {"label_smoothing": 3.0}, {"encoder_dim": -1}, {"teacher_forcing": "linear", "teacher_forcing_floor": 2.0},
         {"entropy_weight": 0.1}, {"encoder_lr": 0.1}, {"schedule_cycles": 3}, {"schedule_step_size": 10},
         {"schedule": "none", "schedule_patience": 3}, {"fine_tune_embeddings": False}, {"teacher_forcing_floor": 0.2},
-        {"embedding_lr": 0.0}, {"weight_decay": -1.0}, {"decoder": "show_tell", "doubly_stochastic_weight": 0.5},
+        {"embedding_lr": 0.0}, {"weight_decay": -1.0}, {"decoder": WITHOUT_ATTENTION, "doubly_stochastic_weight": 0.5},
         {"clip": "none", "clip_at": 1.0}, {"schedule": "cosine", "schedule_gamma": 0.5},
         {"encoder_weights": "none", "fine_tune_encoder": True, "fine_tune_from_block": 3},
         {"word_vectors": "glove.txt", "fine_tune_embeddings": False, "embedding_lr": 0.1},
