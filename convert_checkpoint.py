@@ -14,7 +14,8 @@ runs/two/best.pth --output runs/mean/best.pth`. As quick as one of them, and oft
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.command_line import check_command_line, check_fields, run_script
+from captioning.command_line import check_command_line, run_script
+from captioning.config_fields import check_fields
 from utils import UserError
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from captioning.command_line import check_command_line, check_fields, run_script
+from captioning.command_line import check_command_line, run_script
+from captioning.config_fields import check_fields
 from utils import SPECIAL_WORDS, CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
 
 

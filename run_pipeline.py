@@ -15,7 +15,8 @@ from pathlib import Path
 
 import skimage.data
 
-from captioning.command_line import check_fields, run_script
+from captioning.command_line import run_script
+from captioning.config_fields import check_fields
 from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json

@@ -1,27 +1,25 @@
 """
-The command line: a script's dataclass of settings becomes its options, its help and its checks; and what happens when
-the user, the machine or a signal ends the script.
+The command line: a script's Config becomes its options and its help; and what happens when the user, the machine or a
+signal ends the script.
 """
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import difflib
 import errno
-import inspect
 import os
 import re
 import signal
 import sys
 import threading
-from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from captioning.config_fields import check_fields, describe_values, missing_field, read_options
 from captioning.screen import printable, safe_screen
-from utils import Stopped, UserError, short
+from utils import Stopped, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,10 +36,10 @@ def run_script(main, config_class, args=None, find_base=None):
     Ctrl-C, with 143 after SIGTERM; any other exception keeps its traceback.
     """
 
-    def stop(number, _):  # an exception, as Ctrl-C is: temporary files and workers are cleaned away
+    def stop(number, _):  # an exception, as Ctrl-C is: temporary files and workers are cleaned up
         raise Stopped(number)
 
-    def excepthook(args):  # TensorBoard writes in a thread, and raises the same again in ours
+    def excepthook(args):  # TensorBoard writes in a thread, and the same error is raised in ours too
         if getattr(args.exc_value, "errno", None) not in FULL_DISK:
             threading.__excepthook__(args)
 
@@ -119,9 +117,9 @@ def parse_args(config_class, args=None, find_base=None):
 
     The help shows each field's type, default and comment, in the groups that the comment lines between them make.
     Words before the first option belong to the first field, if it takes several.
-    :param config_class: a script's dataclass; or a union of some, each of which is a command (`blip.py eval ...`)
+    :param config_class: a script's dataclass; or a union of several, each of which is a command (`blip.py eval ...`)
     :param args: list of words, default the process's own
-    :param find_base: function of the config that gives another, whose fields stand where no option is given; or None
+    :param find_base: function of the config that gives another, whose fields hold where no option is given; or None
     :return: an instance of the dataclass
     :raises UserError: if an option is unknown or missing, or its value is not one that its type allows
     """
@@ -177,105 +175,10 @@ class CommandLine(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help with a column for the options that most of them fit in."""
+    """Help whose first column is wide enough for most options."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=32)
-
-
-class Option(NamedTuple):
-    """A field of a Config as an option of the command line."""
-
-    name: str
-    type: object  # its annotation
-    default: object  # dataclasses.MISSING if it has none
-    group: str  # the comment line that it stands under
-    comment: str  # at the end of its line
-
-    def read(self, words):
-        """
-        :param words: of the command line: a str, or a list of them
-        :return: the value that they mean
-        :raises UserError: if the type does not allow it
-        """
-        if words == "None" and "None" in self.describe():
-            return None
-        return validate(self.name, self.type, words, ConfigDict(allow_inf_nan=False))
-
-    def describe(self):
-        """:return: the values that the type allows, in words"""
-        return describe_values(TypeAdapter(self.type).json_schema())
-
-
-def check_value(name, kind, value):
-    """
-    :param name: of the field
-    :param kind: its type, such as `utils.Count`
-    :raises UserError: if the type does not allow this value
-    """
-    validate(name, kind, value, ConfigDict(strict=True, allow_inf_nan=False))
-
-
-def validate(name, kind, value, rules):
-    """:return: the value as the type has it, by pydantic's rules; :raises UserError: if the type does not allow it"""
-    found = tuple(map(as_text, value)) if isinstance(value, list | tuple) else as_text(value)
-    try:
-        return TypeAdapter(kind, config=rules).validate_python(found)
-    except ValidationError as error:
-        schema = TypeAdapter(kind).json_schema()
-        place = error.errors()[0]["loc"]
-        if isinstance(found, tuple) and "items" in schema and place:
-            found, schema = found[place[0]], schema["items"]
-        raise UserError(f"{name}: {short(found)} found, {describe_values(schema)} expected") from None
-
-
-def as_text(value):
-    """:return: a path as a str, anything else as it is"""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def describe_values(schema):
-    """
-    :param schema: JSON schema of a type
-    :return: the values that it allows, in words
-    """
-    if "anyOf" in schema:
-        return " or ".join(describe_values(part) for part in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        *names, last = map(repr, schema.get("enum", [schema.get("const")]))
-        return f"{', '.join(names)} or {last}" if names else last
-    if schema["type"] == "array":
-        return f"one or more values, each {describe_values(schema['items'])},"
-    words = {"null": "None", "boolean": "True or False", "string": "text", "integer": "a whole number"}
-    limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    ranges = [f"{word} {schema[key]:,}" for key, word in limits.items() if key in schema]
-    return " ".join([words.get(schema["type"], "a number"), *ranges])
-
-
-def read_options(config_class):
-    """:return: list of a dataclass's fields as `Option`s"""
-    types = get_type_hints(config_class, include_extras=True)
-    comments, groups = read_comments(config_class)
-    return [
-        Option(field.name, types[field.name], field.default, groups.get(field.name, ""), comments.get(field.name, ""))
-        for field in dataclasses.fields(config_class)
-    ]
-
-
-def read_comments(config_class):
-    """
-    :return: dict of the comment at the end of each field's line, and dict of the comment line above its group; both
-        are empty where Python does not know the source, as in a notebook
-    """
-    comments, groups, group = {}, {}, ""
-    with contextlib.suppress(OSError, TypeError):
-        for line in inspect.getsource(config_class).splitlines():
-            field = re.match(r" +(\w+):.*?(?:  # (.*))?$", line)
-            if line.strip().startswith("# "):
-                group = line.strip()[2:]
-            elif field:
-                comments[field[1]], groups[field[1]] = field[2] or "", group
-    return comments, groups
 
 
 def add_options(parser, config_class):
@@ -345,47 +248,3 @@ def take_words(rest, given, options):
         raise UserError(f"'{rest[0]}': found where an option was expected, such as --{first.name}")
     if rest:
         given[first.name] = [*rest, *given.get(first.name, [])]
-
-
-def check_fields(config, needed=()):
-    """
-    Check what somebody typed at the top of a script, or gave to its Config in Python.
-
-    :param config: instance of a script's dataclass
-    :param needed: names of fields that it must have, beside those that its own file reads
-    :raises UserError: if a field has a value that its type does not allow, has no type, or is missing
-    """
-    config_class = type(config)
-    options = {option.name: option for option in read_options(config_class)}
-    for name, value in vars(config_class).items():
-        if not name.startswith("_") and name not in options and not callable(value):
-            raise UserError(f"{name}: has no type, so it is not a setting; write `{name}: TYPE = {value!r}`")
-    for name in (*fields_read_in_own_file(config_class), *needed):
-        if not hasattr(config, name):
-            raise UserError(missing_field(config_class, name))
-    for name, option in options.items():
-        check_value(name, option.type, getattr(config, name))
-
-
-def fields_read_in_own_file(config_class):
-    """:return: the fields that a script reads from its `Config`; none if it has several, or no file (a notebook)"""
-    if config_class.__name__ != "Config":
-        return []
-    try:
-        return fields_read_in(inspect.getfile(config_class))
-    except (OSError, TypeError):
-        return []
-
-
-def fields_read_in(path):
-    """:return: list of each <name> in `config.<name>` in a Python file"""
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    reads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-    return [node.attr for node in reads if node.value.id == "config"]
-
-
-def missing_field(config_class, name):
-    """:return: what to tell the user about a field that a script needs and its Config does not have"""
-    similar = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(config_class)])
-    found = f"'{similar[0]}' found instead" if similar else "it may have been deleted or misspelt"
-    return f"{name}: missing from {config_class.__name__} at the top of the script ({found}); write it as it was"

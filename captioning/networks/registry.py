@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from captioning.command_line import check_value
+from captioning.config_fields import check_value
 from captioning.networks.adaptive import AdaptiveAttention, SpatialAttention
 from captioning.networks.att2in import Att2in
 from captioning.networks.show_and_tell import ShowAndTell

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from captioning.command_line import check_fields, run_script
+from captioning.command_line import run_script
+from captioning.config_fields import check_fields
 from captioning.storage.files import load_json, remove_leftovers, save_json
 from utils import CountOrZero, Seed, UserError
 

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from captioning.command_line import check_fields, fields_read_in
+from captioning.config_fields import check_fields, fields_read_in
 from captioning.distributed import get_world_size
 from captioning.networks.registry import SETTINGS, WITH_ATTENTION
 from utils import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 # From the bottom up. A room may import what is below it, and its neighbours on the same floor.
 FLOORS = [
-    {"utils", "captioning.command_line", "captioning.screen", "captioning.storage"},
+    {"utils", "captioning.config_fields", "captioning.command_line", "captioning.screen", "captioning.storage"},
     {"captioning.split_files"},
     {"datasets", "models"},
     {"captioning.speed", "captioning.networks", "captioning.preparation", "captioning.distributed"},
@@ -43,7 +43,7 @@ ONLY = {
     "captioning.blip": {"blip", "captioning.blip"},
     "transformers": {"blip", "captioning.blip"},
     "gradio": {"app"},
-    "pydantic": {"utils", "captioning.command_line"},
+    "pydantic": {"utils", "captioning.config_fields", "captioning.command_line"},
     "pycocoevalcap": {"captioning.evaluation"},
 }
 

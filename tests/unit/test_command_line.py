@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 
 import train
-from captioning.command_line import check_fields, parse_args, read_options, run_script
+from captioning.command_line import parse_args, run_script
+from captioning.config_fields import check_fields, read_options
 from utils import BeamSizes, Count, Positive, Seed, Share, Split, UserError
 
 ROOT = Path(__file__).parents[2]
