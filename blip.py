@@ -5,7 +5,7 @@ our own models are. It needs `pip install -r requirements-blip.txt`; nothing els
     python blip.py finetune --model Salesforce/blip-image-captioning-base --data_folder data/coco ...
     python blip.py eval --model blip_finetuned_model --data_folder data/coco ...
     python blip.py caption --model blip_finetuned_model --img photo.jpg
-    python blip.py new --data_folder data/shapes ...      # a small one of random weights, to try this without a network
+    python blip.py new --data_folder data/shapes ...      # a small one of random weights, to try this offline
 """
 
 import math

@@ -76,7 +76,7 @@ def load(name, weights):
         if FAMILY[name] == "vit":
             return load_vit(name, weights)
         return get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
-    except (OSError, RuntimeError) as error:  # no network; a download that broke off
+    except (OSError, RuntimeError) as error:  # no internet; a download that broke off
         raise no_download(f"the ImageNet weights of {name}", error) from error
     except ValueError as error:  # torchvision has no weights for this one
         raise UserError(f"encoder_weights: torchvision has no ImageNet weights for {name} ({error})") from error
