@@ -63,15 +63,14 @@ def per_photo_scores(references, hypotheses):
     return all_scores(references, hypotheses)[1]
 
 
-def all_scores(references, hypotheses):
+def all_scores(references, hypotheses, meteor=None):
     """
     Score captions together and each photo's by itself, with one start of METEOR's Java for both.
 
     A photo's own BLEU-4 is smoothed by adding one to the counts of the 2- to 4-grams (Lin and Och 2004), or most
     photos would have 0. The other three are the very numbers whose summary `score` gives.
 
-    :param references: as in `score`
-    :param hypotheses: as in `score`
+    :param references, hypotheses, meteor: as in `score`
     :return: what `score` gives, and what `per_photo_scores` gives
     :raises ValueError, UserError: as in `score`
     """
@@ -85,7 +84,7 @@ def all_scores(references, hypotheses):
         ]
     }
     for metric in ("METEOR", "ROUGE-L", "CIDEr"):
-        total[metric], columns[metric] = official_scores(metric, references, hypotheses)
+        total[metric], columns[metric] = official_scores(metric, references, hypotheses, meteor)
     return total, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -38,19 +38,24 @@ def score_split(
     :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
     """
     rows, captions = {}, {}
-    for beam_size in beam_sizes:
-        hypotheses, references, cut_off = captioner.caption_split(loader, beam_size, max_length, resident, **options)
-        photos = loader.dataset.references
-        results = [
-            {"image_id": photo["image_id"], "caption": " ".join(words)}
-            for photo, words in zip(photos, hypotheses, strict=True)
-        ]
-        save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
-        captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
-        if known is None:
-            del captions[str(beam_size)]["in_training_set"]
-        scored = metrics.tokenize_for_coco(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
-        rows[str(beam_size)], each = metrics.all_scores(*scored)
+    with metrics.MeteorProcess() as meteor:  # one start of Java for all beam sizes
+        for beam_size in beam_sizes:
+            hypotheses, references, cut_off = captioner.caption_split(
+                loader, beam_size, max_length, resident, **options
+            )
+            photos = loader.dataset.references
+            results = [
+                {"image_id": photo["image_id"], "caption": " ".join(words)}
+                for photo, words in zip(photos, hypotheses, strict=True)
+            ]
+            save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
+            captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
+            if known is None:
+                del captions[str(beam_size)]["in_training_set"]
+            scored = (
+                metrics.tokenize_for_coco(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
+            )
+            rows[str(beam_size)], each = metrics.all_scores(*scored, meteor)
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
     return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
 

@@ -35,7 +35,7 @@ class SelfCritic:
         ]
         self.cider = CiderD(self.references)
         self.samples, self.temperature = samples, temperature
-        self.never_drawn = [dataset.word_map[word] for word in NEVER_WRITTEN]
+        self.never_drawn = torch.tensor([dataset.word_map[word] for word in NEVER_WRITTEN])  # (2,)
         self.longest = dataset.captions.shape[1] - 2  # words, without <start> and <end>
 
     @torch.no_grad()
@@ -67,8 +67,11 @@ class SelfCritic:
         lengths = torch.tensor([len(caption) for caption in captions])  # (N,)
         captions = torch.tensor([caption + [pad] * (int(lengths.max()) - len(caption)) for caption in captions])
         image_rows = torch.arange(len(batch.photos)).repeat_interleave(self.samples)  # (N,)
-        batch = batch._replace(captions=captions.to(run.device), lengths=lengths, image_rows=image_rows)
-        return batch, (scores - others).flatten().to(run.device), scores.mean().to(run.device)
+        captions, advantages, mean = (
+            numbers.to(run.device, non_blocking=True)  # only sampling has to wait for a GPU
+            for numbers in (captions, (scores - others).flatten(), scores.mean())
+        )
+        return batch._replace(captions=captions, lengths=lengths, image_rows=image_rows), advantages, mean
 
     def as_drawn(self, decoded):
         """
@@ -80,7 +83,7 @@ class SelfCritic:
         :return: the same, its logits divided by the temperature, those of <pad> and <start> at -inf
         """
         logits = decoded.logits.float() / self.temperature  # (M, vocab_size)
-        never_drawn = torch.tensor(self.never_drawn, device=logits.device)  # (2,)
+        never_drawn = self.never_drawn.to(logits.device, non_blocking=True)  # (2,)
         return decoded._replace(logits=logits.index_fill(1, never_drawn, -torch.inf))
 
 

@@ -1,5 +1,6 @@
 """eval.py's files and numbers, with two small random models on random photos; METEOR's Java is left out."""
 
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -23,12 +24,16 @@ def meteor_starts(monkeypatch):
     """A stand-in for METEOR, and a list that is one longer for each time it was started."""
     starts = []
 
-    def shared_words(truth, guess, meteor=None):
-        starts.append(len(guess))
-        each = [len(set(guess[i][0].split()) & set(" ".join(truth[i]).split())) / 10 for i in truth]
-        return max(each), each
+    class SharedWords(contextlib.nullcontext):
+        def __init__(self):
+            super().__init__()
+            starts.append(self)
 
-    monkeypatch.setattr(metrics, "meteor_scores", shared_words)
+        def compute_score(self, truth, guess):
+            each = [len(set(guess[i][0].split()) & set(" ".join(truth[i]).split())) / 10 for i in truth]
+            return max(each), each
+
+    monkeypatch.setattr(metrics, "ClosingMeteor", SharedWords)
     return starts
 
 
@@ -53,14 +58,14 @@ def test_totals_and_each_photos_scores_are_those_of_metrics_and_meteor_starts_on
     references = [[["a", "red", "cat", "sat"], ["a", "cat"]], [["the", "dog", "ran"]], [["two", "dogs"]]]
     hypotheses = [["a", "red", "cat", "ran"], ["the", "dog", "ran"], []]
     total, each = metrics.all_scores(references, hypotheses)
-    assert meteor_starts == [3]
+    assert len(meteor_starts) == 1
     assert total == metrics.score(references, hypotheses) and list(total) == list(metrics.ALL)
     assert each == metrics.per_photo_scores(references, hypotheses)
 
 
 def test_every_photo_has_a_row_with_its_caption_and_the_last_beam_sizes_scores(options, meteor_starts):
     main(Config(**options))
-    assert meteor_starts == [3, 3]  # once a beam size
+    assert len(meteor_starts) == 1  # for both beam sizes
     results = load(options, "captions_TEST_beam2_results.json")
     with (Path(options["output_folder"]) / "scores_TEST_beam2.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
