@@ -8,7 +8,9 @@ our own models are. It needs `pip install -r requirements-blip.txt`; nothing els
     python blip.py new --data_folder data/shapes ...      # a small one of random weights, to try this offline
 """
 
+import contextlib
 import math
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -34,6 +36,7 @@ from utils import (
     Seed,
     Share,
     Split,
+    Stopped,
     UserError,
     Workers,
     choose_device,
@@ -132,6 +135,7 @@ class New:
     layers: Layers = 4  # of each of its two transformers
     heads: Layers = 4  # of each attention
     seed: Seed = 0  # of the weights
+    overwrite: bool = False  # replace the model that is in output_folder
 
 
 COMMANDS = Finetune | Caption | Eval | New
@@ -152,6 +156,7 @@ from captioning.evaluation.split_scores import default_split, print_split, score
 from captioning.features import build_loader
 from captioning.preparation.photo_batches import find_photos, is_single_photo, read_batches
 from captioning.storage.files import check_not_there, save_json
+from captioning.storage.folder_lock import sole_writer
 from captioning.storage.tensors import load_tensors
 from captioning.training.interruptions import FiniteCheck, Postponed
 from datasets import BatchOrder, CaptionDataset
@@ -162,7 +167,7 @@ except ImportError:
     print("error: blip.py needs the package transformers: pip install -r requirements-blip.txt", file=sys.stderr)
     sys.exit(2)
 
-from captioning.blip.fine_tuning import build_fine_tuning
+from captioning.blip.fine_tuning import build_fine_tuning, remove_leftovers_of
 from captioning.blip.transformer import IGNORED, load_blip, new_blip
 
 
@@ -175,16 +180,37 @@ def main(config):
 
 def finetune(config):
     """Train, validate after each epoch, and keep the best model."""
-    device = choose_device(config.device)
-    seed_everything(config.seed)
     folder = Path(config.output_folder)
-    if (folder / "training.pth").exists() and not config.resume and not config.overwrite:
+    check_output_folder(config, folder)
+    state = load_tensors(folder / "training.pth") if config.resume else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder, "output_folder"):
+        remove_leftovers_of(folder)
+        finetune_in(folder, config, state)
+
+
+def check_output_folder(config, folder):
+    """:raises UserError: if fine-tuning would replace what is in its folder without being asked"""
+    if config.resume or config.overwrite:
+        return
+    if (folder / "training.pth").exists():
         raise UserError(
             f"output_folder: {folder} holds a fine-tuning already; continue it (--resume), choose another "
             "--output_folder, or let it be replaced (--overwrite)"
         )
-    state = load_tensors(folder / "training.pth") if config.resume else None
+    if (folder / "model.safetensors").exists():
+        raise UserError(
+            f"output_folder: {folder} holds a model already; choose another, or let it be replaced (--overwrite)"
+        )
 
+
+def finetune_in(folder, config, state):
+    """
+    :param folder: Path, which this process alone writes to
+    :param state: content of the training.pth to go on from, or None
+    """
+    device = choose_device(config.device)
+    seed_everything(config.seed)
     data = config.data_folder, config.data_name
     order = BatchOrder(CaptionDataset(*data, "TRAIN", True).item_lengths(), config.batch_size, seed=config.seed)
     common = {"encoder": None, "device": device, "cached": False, "workers": config.workers}
@@ -203,17 +229,31 @@ def finetune(config):
         with Postponed() as stop:
             train_one_epoch(run, train_loader, folder, stop)
         seconds = time.time() - start
-        score = validate(run, val_loader)
+        with told_where_to_go_on(run):
+            found = validate(run, val_loader)
         with Postponed():
-            best = run.finish_epoch(score)
-            print(f"epoch {run.epoch}: {seconds:.0f} s, val {config.stop_metric} {score:.4f} "
+            best = run.finish_epoch(found)
+            print(f"epoch {run.epoch}: {seconds:.0f} s, val loss {found['val_loss']:.4f}, "
+                  f"{config.stop_metric} {found[config.stop_metric]:.4f} "
                   f"(beam {config.val_beam_size}){', the best so far' if best else ''}", flush=True)  # fmt: skip
             if best:
                 blip.save(folder)
             run.save(folder)
     if run.writer:
         run.writer.close()
-    print(f"Best val {config.stop_metric} {run.best_score:.4f}: {folder}")
+    if run.best:
+        print(f"Best epoch: {run.best['epoch']}, {config.stop_metric} {run.best[config.stop_metric]:.4f}: {folder}")
+
+
+@contextlib.contextmanager
+def told_where_to_go_on(run):
+    """Within this block, which changes nothing of the run, a signal ends the script at once: all steps are saved."""
+    try:
+        yield
+    except KeyboardInterrupt as reason:
+        number = getattr(reason, "number", signal.SIGINT)
+        message = f"stopped by {signal.Signals(number).name}; all {run.step} steps are saved, go on with --resume"
+        raise Stopped(number, message) from None
 
 
 def train_one_epoch(run, loader, folder, stop):
@@ -276,14 +316,19 @@ def train_one_epoch(run, loader, folder, stop):
 
 
 def validate(run, loader):
-    """:return: the config's `stop_metric` of captions that the model wrote by itself; scores go to TensorBoard"""
+    """
+    :return: dict of "val_loss" (mean cross entropy of a word, in nats) and the scores of captions that the model wrote
+        by itself, the config's `stop_metric` among them; they go to TensorBoard too
+    """
     with run.autocast:
         hypotheses, references, _ = run.blip.caption_split(loader, run.config.val_beam_size)
+        loss = math.log(run.blip.perplexity(loader))
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted))
     for metric, value in scores.items():
         run.writer.add_scalar(f"val/{metric}", value, run.epoch + 1)
-    return scores[run.config.stop_metric]
+    run.writer.add_scalar("val/cross_entropy", loss, run.epoch + 1)
+    return {"val_loss": loss, **scores}
 
 
 def caption(config):
@@ -328,6 +373,7 @@ def evaluate(config):
 
 def new(config):
     """Build the small model and save it."""
+    check_not_there("output_folder", Path(config.output_folder, "model.safetensors"), config.overwrite)
     words = CaptionDataset(config.data_folder, config.data_name, "TRAIN", True).word_map
     seed_everything(config.seed)
     words = [word for word in words if word not in SPECIAL_WORDS]

@@ -3,6 +3,7 @@ Everything that fine-tuning BLIP changes, in one place: built from blip.py's con
 """
 
 import dataclasses
+import shutil
 import time
 from dataclasses import dataclass, field
 
@@ -10,9 +11,18 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from captioning.blip.transformer import Blip
+from captioning.blip.transformer import SAVING, Blip
+from captioning.storage.files import remove_leftovers
 from captioning.storage.tensors import check_weights, save_checkpoint
-from captioning.training.resume import LARGEST, check_number, copy_moments
+from captioning.training.resume import (
+    LARGEST,
+    changed_judgement,
+    check_best,
+    check_number,
+    copy_moments,
+    forget_best_if_changed,
+)
+from captioning.training.run import rank
 from captioning.training.schedules import Schedule
 from utils import UserError, choose_autocast, short
 
@@ -32,12 +42,12 @@ class FineTuning:
     epoch: int = 0  # done so far
     batch: int = 0  # of the epoch that is under way, done so far
     step: int = 0  # of the optimizer, done so far
-    best_score: float = -1.0
+    best: dict = field(default_factory=dict)  # the best epoch's number, scores and loss; empty before it
     epochs_since_best: int = 0
     saved_time: float = field(default_factory=time.monotonic)  # in seconds, of some clock
 
     PARTS = ("optimizer", "schedule", "scaler")
-    PROGRESS = ("epoch", "batch", "step", "best_score", "epochs_since_best")
+    PROGRESS = ("epoch", "batch", "step", "epochs_since_best")
     # What a resumed run must share with the one that it continues.
     FIXED = ("model", "data_name", "epochs", "batch_size", "captions_per_photo", "max_pieces", "accumulate",
              "freeze_vision", "label_smoothing", "lr", "weight_decay", "warmup_share", "clip_at", "seed")  # fmt: skip
@@ -67,13 +77,21 @@ class FineTuning:
                 rows.append(row)
         return captions, torch.tensor(rows)
 
-    def finish_epoch(self, score):
-        """Count the epoch; :return: whether it is the best so far"""
-        best = score > self.best_score
-        self.best_score = max(score, self.best_score)
-        self.epochs_since_best = 0 if best else self.epochs_since_best + 1
+    def finish_epoch(self, found):
+        """
+        Count the epoch.
+
+        :param found: dict of its scores and its validation loss
+        :return: whether it is the best so far, by `run.rank`
+        """
         self.epoch, self.batch = self.epoch + 1, 0
-        return best
+        entry, metric = {"epoch": self.epoch, **found}, self.config.stop_metric
+        is_best = rank(entry, metric) > rank(self.best, metric)
+        if is_best:
+            self.best, self.epochs_since_best = entry, 0
+        elif entry[metric] > 0:  # while no caption shares four words in a row with a true one, BLEU-4 tells nothing
+            self.epochs_since_best += 1
+        return is_best
 
     def is_due(self):
         """:return: whether it is time to save within the epoch"""
@@ -92,6 +110,7 @@ class FineTuning:
             **{name: getattr(self, name).state_dict() for name in self.PARTS},
             "config": dataclasses.asdict(self.config),
             "progress": {name: getattr(self, name) for name in self.PROGRESS},
+            "best": self.best,
             "random_state": torch.get_rng_state(),
             "gpu_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -113,12 +132,19 @@ class FineTuning:
             self.schedule.apply()
             for name in self.PROGRESS:
                 setattr(self, name, state["progress"][name])
+            self.best = state.get("best") or self.best_of_old_file(state)
             torch.set_rng_state(state["random_state"])
             if len(state["gpu_random_states"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["gpu_random_states"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the run was another one ({reason}); repeat its options") from error
+        forget_best_if_changed(self, changed_judgement(self.config, state["config"]))
+
+    def best_of_old_file(self, state):
+        """:return: the best epoch, from a file of an older version that has but its score"""
+        score = state["progress"].get("best_score", -1.0)
+        return {"epoch": self.epoch, state["config"]["stop_metric"]: score} if score >= 0 else {}
 
     def check_settings(self, settings):
         """:raises UserError: if the run in the file had other settings than this one"""
@@ -142,11 +168,12 @@ class FineTuning:
                 check_number(value, f"{part}: '{name}'")
         for name in self.PROGRESS:
             value = state["progress"][name]
-            if name != "best_score" and (type(value) is not int or not 0 <= value <= LARGEST):
+            if type(value) is not int or not 0 <= value <= LARGEST:
                 raise UserError(
                     f"progress: '{name}' is {short(value)}, a whole number from 0 to {LARGEST:,} expected; "
                     "give the training.pth of this run"
                 )
+        check_best(state)
         return copy_moments(self.optimizer, state["optimizer"])
 
 
@@ -176,3 +203,14 @@ def build_fine_tuning(config, blip, total_steps):
                  warmup_steps=warmup_steps),
         torch.amp.GradScaler(blip.device.type, enabled=config.precision == "fp16"),
     )  # fmt: skip
+
+
+def remove_leftovers_of(folder):
+    """
+    Remove what killed fine-tunings left under temporary names.
+
+    :param folder: Path, which no other process may be writing to
+    """
+    remove_leftovers(folder, r"[\w.]+\.(pth|json|jinja|txt|safetensors)")
+    for path in folder.glob(f"{SAVING}*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -26,6 +26,7 @@ from captioning.storage.files import atomic_path
 from utils import UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")  # BERT's, and BLIP's start of a caption
+SAVING = ".saving_"  # what the names of folders begin with that hold a model that is just being written
 IGNORED = -100  # target of what is not to be predicted
 
 
@@ -90,6 +91,15 @@ class Blip:
         """
         return self.model.vision_model(pixel_values=self.pixels(images)).last_hidden_state
 
+    def text_of(self, words):
+        """:return: the words as the tokenizer reads them"""
+        return " ".join(words).replace("<unk>", self.processor.tokenizer.unk_token)
+
+    def fits(self, caption):
+        """:return: whether the model has room for a caption's pieces; caption: list of words"""
+        pieces = self.processor.tokenizer.tokenize(self.text_of(caption))
+        return len(pieces) <= self.max_positions - 2  # [DEC] and [SEP] take two
+
     def spell(self, captions, max_pieces=None):
         """
         Give captions as ids of word pieces. A caption starts with [DEC], as it does when the model writes, and ends
@@ -102,8 +112,13 @@ class Blip:
         tokenizer = self.processor.tokenizer
         if max_pieces is None:
             max_pieces = self.max_positions - 2  # [DEC] and [SEP] take two
-        texts = [" ".join(words).replace("<unk>", tokenizer.unk_token) for words in captions]
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_pieces + 2, return_tensors="pt")
+        tokens = tokenizer(
+            [self.text_of(words) for words in captions],
+            padding=True,
+            truncation=True,
+            max_length=max_pieces + 2,
+            return_tensors="pt",
+        )
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)  # (N, T) each
         ids[:, 0] = self.model.config.text_config.bos_token_id
         return ids, mask
@@ -183,15 +198,28 @@ class Blip:
         """
         :param loader, resident: as for `caption_split`
         :return: exp of the mean cross entropy of the words of all references, their end included, under teacher
-            forcing; per word, not per piece, so that models with other pieces can be compared
+            forcing; per word, not per piece, so that models with other pieces can be compared. Captions that are longer
+            than the model can read count neither with their loss nor with their words.
+        :raises UserError: if all are longer
         """
         total, words = 0.0, 0
         self.model.eval()
         for batch in tqdm(loader, desc="teacher forcing", leave=False, disable=None):
-            captions = [caption for photo in batch.references for caption in photo]
-            rows = torch.tensor([i for i, photo in enumerate(batch.references) for _ in photo])  # (N,), caption's photo
+            known = [
+                (i, caption) for i, photo in enumerate(batch.references) for caption in photo if self.fits(caption)
+            ]
+            if not known:
+                continue
+            rows, captions = (
+                torch.tensor([i for i, _ in known]),
+                [caption for _, caption in known],
+            )  # (N,), their photos
             total -= self.log_probs(self.see(batch.images)[rows.to(self.device)], *self.spell(captions)).sum().item()
             words += sum(len(caption) + 1 for caption in captions)
+        if not words:
+            raise UserError(
+                f"references: none has at most {self.max_positions - 2} pieces, which this model has places for"
+            )
         return math.exp(total / words)
 
     def save(self, folder):
@@ -203,7 +231,7 @@ class Blip:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as beside:
+        with tempfile.TemporaryDirectory(prefix=SAVING, dir=folder) as beside:
             try:
                 self.model.save_pretrained(beside)
                 self.processor.save_pretrained(beside)

@@ -112,13 +112,29 @@ def digest_of(checkpoint, split, run):
 
 def judge_again_if_needed(run, checkpoint):
     """Forget the best score where the scores to come cannot be compared with it."""
-    changed = [name for name in JUDGEMENT if checkpoint["config"].get(name) != getattr(run.config, name)]
+    changed = changed_judgement(run.config, checkpoint["config"])
     if digest_of(checkpoint, "VAL", run) != run.data["VAL"]:
         changed.append("the validation data")
+    forget_best_if_changed(run, changed)
+
+
+def changed_judgement(config, settings):
+    """
+    :param settings: config of the run that is resumed, a dict
+    :return: list of the settings that differ, without which scores cannot be compared
+    """
+    return [name for name in JUDGEMENT if settings.get(name) != getattr(config, name)]
+
+
+def forget_best_if_changed(run, changed):
+    """
+    :param run: with `best` and `epochs_since_best`
+    :param changed: list of what differs from the run that is resumed, in words
+    """
     if changed and run.best:
         print(
             f"Changed since the checkpoint: {', '.join(changed)}. Scores cannot be compared with those before, so the "
-            "next epoch counts as the best so far and replaces best.pth"
+            "next epoch counts as the best so far and replaces the best model"
         )
         run.best, run.epochs_since_best = {}, 0
 
@@ -143,14 +159,25 @@ def check_parts(run, checkpoint):
         check_numbers(values, f"sums: '{name}'", count=2)
         if values[1] < 1 or name not in READINGS:
             raise UserError(f"sums: '{short(name)}' is none that training has")
-    for entry in (*checkpoint.get("history", []), checkpoint.get("best", {})):
-        check_numbers(list(entry.values()), "history")
-        if not all(isinstance(name, str) for name in entry):
-            raise UserError("history: names expected")
-    best = checkpoint.get("best")
+    for entry in checkpoint.get("history", []):
+        check_entry(entry, "history")
+    check_best(checkpoint)
+    return copy_moments(run.optimizer, checkpoint["optimizer"])
+
+
+def check_entry(entry, where):
+    """:raises UserError: if what was noted of an epoch is no dict of names and numbers"""
+    check_numbers(list(entry.values()), where)
+    if not all(isinstance(name, str) for name in entry):
+        raise UserError(f"{where}: names expected")
+
+
+def check_best(checkpoint):
+    """:raises UserError: if a checkpoint's best epoch is none"""
+    best = checkpoint.get("best", {})
+    check_entry(best, "best")
     if best and not {"epoch", checkpoint["config"].get("stop_metric")} <= set(best):
         raise UserError("best: has no epoch, or no score")
-    return copy_moments(run.optimizer, checkpoint["optimizer"])
 
 
 def copy_moments(optimizer, state_dict):
