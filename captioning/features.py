@@ -167,6 +167,8 @@ def find_fault(path, num_photos, native_dim, key):
             if checksums is None:
                 return "has no checksums, as those that older versions made"
         rows, step = map_rows(path, "features"), rows_per_block(num_photos)
+        if checksums.shape != (math.ceil(num_photos / step),):
+            return "is damaged: it has other checksums than photos"
         compared = math.ceil(len(checksums) * min(1, MOST_CHECKED / rows.nbytes))
         for block in np.linspace(len(checksums) - 1, 0, compared, dtype=int):  # the last one first: it was written last
             if zlib.crc32(np.ascontiguousarray(rows[block * step : (block + 1) * step])) != checksums[block]:

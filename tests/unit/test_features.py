@@ -201,7 +201,7 @@ def test_features_of_half_precision_are_kept_apart(make_files, encoder):
     assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other rows"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other rows", "other checksums", "text checksums"])
 def test_a_damaged_cache_is_computed_again(make_files, encoder, damage):
     made = make_files(photos=4, side=64)
     path = cache_features(encoder, made.paths.images, "cpu")
@@ -209,6 +209,9 @@ def test_a_damaged_cache_is_computed_again(make_files, encoder, damage):
     if damage == "other rows":
         with h5py.File(path, "w") as file:
             file["features"] = expected[:-1]
+    elif damage.endswith("checksums"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["checksums"] = {"other": np.zeros(0, np.uint32), "text": "all is well"}[damage.split()[0]]
     else:
         content = path.read_bytes()
         path.write_bytes({"truncated": content[:-5000], "empty": b"", "text": b"hello" * 100}[damage])
