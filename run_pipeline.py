@@ -20,6 +20,8 @@ from captioning.config_fields import check_fields
 from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json
+from captioning.storage.tensors import load_checkpoint
+from captioning.training.start import MODEL_SETTINGS
 from utils import CountOrZero, UserError
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
@@ -36,6 +38,11 @@ LITTLE_DATA_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --im
     --embed_dim 256 --decoder_dim 256 --attention_dim 256 --decoder_lr 1e-3 --schedule cosine --epochs 60
     --stop_patience 60"""
 LITTLE_DATA = 1000  # photos
+# Forty photos do not teach a language. Where their captions are in that of the model that comes with the collection, it
+# learns their kind in a few epochs, at a low learning rate, and its captions are whole sentences from the first one on.
+STARTED_RECIPE = f"""--start_from {shlex.quote(str(PRETRAINED))} --image_major --batch_size 4 --decoder_lr 1e-4
+    --schedule cosine --epochs 20 --stop_patience 20"""
+KNOWN_SHARE = 0.8  # of the words of the captions, which that model must know
 
 
 @dataclass
@@ -57,7 +64,7 @@ def main(config):
     if isinstance(annotations, str):
         annotations = (annotations,)
 
-    create_options, recipe = choose_recipe(annotations)
+    create_options, recipe = choose_recipe(annotations, train_options)
     min_word_freq = create_options["min_word_freq"] if config.min_word_freq is None else config.min_word_freq
     create = ["--dataset", config.dataset, "--output_folder", folder, "--min_word_freq", str(min_word_freq)]
     image_folder = f"{folder}/images"
@@ -97,24 +104,41 @@ def split_options(text):
         raise UserError(f"train_options: {text[:80]!r} cannot be split into words ({error}); correct it") from None
 
 
-def choose_recipe(annotations):
+def choose_recipe(annotations, train_options):
     """
     Choose settings that suit the data, and print which ones.
 
     :param annotations: paths of annotation files; empty for the built-in dataset
+    :param train_options: list of command line words that are added to the recipe
     :return: dict of options of create_input_files.py, and a text of options of train.py
     """
     if not annotations:
         name, create_options, recipe = "the built-in dataset", {"min_word_freq": 5, "val_share": 0.1}, SHAPES_RECIPE
     else:
-        num_photos = len(read_annotations(annotations, keep_splits=False))
-        name = f"{num_photos} photos"
+        photos = read_annotations(annotations, keep_splits=False)
+        name = f"{len(photos)} photos"
         create_options, recipe = {"min_word_freq": 5, "val_share": 0.1}, PHOTOS_RECIPE
-        if num_photos < LITTLE_DATA:
-            create_options, recipe = {"min_word_freq": 0, "val_share": 0.2}, LITTLE_DATA_RECIPE
+        if len(photos) < LITTLE_DATA:
+            create_options = {"min_word_freq": 0, "val_share": 0.2}
+            recipe = STARTED_RECIPE if can_start_from_pretrained(photos, train_options) else LITTLE_DATA_RECIPE
     print(f"Recipe for {name}: {' '.join(recipe.split())}")
     print('Change it with --train_options="--name value ...", which is added to it')
     return create_options, recipe
+
+
+def can_start_from_pretrained(photos, train_options):
+    """
+    :param photos: list of `AnnotatedPhoto`
+    :param train_options: list of command line words
+    :return: whether the model that comes with the collection is there, knows most of the captions' words, and is of the
+        kind that the options ask for
+    """
+    asked = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in train_options}
+    if not PRETRAINED.is_file() or asked & {*MODEL_SETTINGS, "encoder_weights", "start_from", "word_vectors"}:
+        return False
+    known = load_checkpoint(PRETRAINED)["word_map"]
+    words = [word for photo in photos for caption in photo.captions for word in caption]
+    return sum(word in known for word in words) >= KNOWN_SHARE * len(words) > 0
 
 
 def run(script, *arguments):

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run_pipeline
+from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.shapes import create_shapes
 from utils import UserError
 
@@ -185,14 +186,31 @@ def test_cocos_two_files_are_one_dataset(tmp_path, commands):
     assert value(made[-1], "--img") == "images/val2017/4.jpg"
 
 
+def recipe_for(folder, commands, caption, **options):
+    """:return: the commands of create_input_files.py and train.py for six photos with this caption each"""
+    draw_photos(folder / "images", [f"{i}.jpg" for i in range(6)])
+    (folder / "a.csv").write_text("image,caption\n" + "".join(f"{i}.jpg,{caption}\n" for i in range(6)) * 2)
+    return commands(annotations="a.csv", **options)[:2]
+
+
 def test_train_options_are_added_to_the_recipe_which_is_printed(tmp_path, commands, capsys):
-    draw_photos(tmp_path / "images", [f"{i}.jpg" for i in range(6)])
-    (tmp_path / "a.csv").write_text("image,caption\n" + "".join(f"{i}.jpg,a dog runs\n" for i in range(6)) * 2)
-    create, train, *_ = commands(annotations="a.csv", train_options="--epochs 5 --val_beam_size '1'")
+    options = {"train_options": "--epochs 5 --val_beam_size '1'"}
+    create, train = recipe_for(tmp_path, commands, "ein Hund rennt", **options)
     assert (value(train, "--epochs"), value(train, "--val_beam_size")) == ("5", "1")
     assert value(train, "--encoder") == "efficientnet_lite2"  # its weights need no download
     assert value(create, "--min_word_freq") == "0" and value(create, "--val_share") == "0.2"
     assert "Recipe for 6 photos: --encoder efficientnet_lite2" in capsys.readouterr().out
+
+
+def test_few_photos_with_words_that_the_shipped_model_knows_start_from_it(tmp_path, commands):
+    _, train = recipe_for(tmp_path, commands, "a dog runs on the grass")
+    assert value(train, "--start_from") == str(PRETRAINED) and "--encoder" not in train
+
+
+@pytest.mark.parametrize("option", ["--decoder hard", "--encoder=resnet18", "--embed-dim 64"])
+def test_a_model_of_another_kind_starts_from_nothing(tmp_path, commands, option):
+    _, train = recipe_for(tmp_path, commands, "a dog runs on the grass", train_options=option)
+    assert "--start_from" not in train
 
 
 def test_an_open_quotation_mark_in_train_options_is_one_line(commands):
