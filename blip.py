@@ -229,7 +229,7 @@ def finetune_in(folder, config, state):
         with Postponed() as stop:
             train_one_epoch(run, train_loader, folder, stop)
         seconds = time.time() - start
-        with told_where_to_go_on(run):
+        with told_how_to_continue(run):
             found = validate(run, val_loader)
         with Postponed():
             best = run.finish_epoch(found)
@@ -246,13 +246,13 @@ def finetune_in(folder, config, state):
 
 
 @contextlib.contextmanager
-def told_where_to_go_on(run):
+def told_how_to_continue(run):
     """Within this block, which changes nothing of the run, a signal ends the script at once: all steps are saved."""
     try:
         yield
     except KeyboardInterrupt as reason:
         number = getattr(reason, "number", signal.SIGINT)
-        message = f"stopped by {signal.Signals(number).name}; all {run.step} steps are saved, go on with --resume"
+        message = f"stopped by {signal.Signals(number).name}; all {run.step} steps are saved, continue with --resume"
         raise Stopped(number, message) from None
 
 

@@ -43,6 +43,7 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         config = adopt_model_settings(config, checkpoint["config"])
     config, encoder, decoder = build_model(config, captions.word_map, trained)
     encoder, decoder = encoder.to(device), decoder.to(device)
+    check_photos_are_large_enough(encoder, captions.image_size)
     if config.compile:
         encoder.backbone.compile()  # in place: the names in checkpoints stay
 
@@ -93,6 +94,26 @@ def build_loaders(run, order, cached):
         *data, "TRAIN", order=order, image_major=config.image_major, cached=cached["TRAIN"], views=run.views, **common
     )
     return {"TRAIN": train, "VAL": val}
+
+
+@torch.no_grad()
+def check_photos_are_large_enough(encoder, image_size):
+    """
+    :param image_size: side of the photos, in pixels
+    :raises UserError: if nothing is left of them in the encoder's grid
+    """
+    encoder.eval()  # running means stay as they are
+    weight = next(encoder.parameters())
+    try:
+        encoder.grid(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=weight.device))
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"encoder: {encoder.name} cannot see photos of {image_size} px ({reason}); make the files with a larger "
+            "--image_size, or choose another --encoder"
+        ) from error
 
 
 def epochs_of_true_captions(config):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import command
+from tiny_training import TINY, command
 
 import train
 from captioning import features
@@ -212,3 +212,14 @@ def test_a_killed_worker_ends_the_run_with_a_line_and_all_steps_are_saved(traini
     step = load_checkpoint(tmp_path / "run" / "last.pth")["progress"]["step"]
     assert step >= 3 and f"All steps up to {step} are saved: --resume {tmp_path}/run/last.pth" in error
     command("--resume", tmp_path / "run" / "last.pth", "--epochs", 8, "--workers", 0)
+
+
+@pytest.mark.parametrize("side", [1, 16])
+def test_photos_too_small_for_the_encoder_are_one_line(make_files, tmp_path, capsys, side):
+    make_files("TRAIN", photos=2, side=side)
+    make_files("VAL", photos=2, side=side, seed=1)
+    with pytest.raises(SystemExit) as end:
+        command("--data_folder", tmp_path, "--data_name", "tiny", "--run_folder", tmp_path / "run", *TINY)
+    assert end.value.code == 2
+    assert re.search(rf"error: encoder: squeezenet1_1 cannot see photos of {side} px", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
