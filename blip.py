@@ -321,7 +321,7 @@ def validate(run, loader):
         by itself, the config's `stop_metric` among them; they go to TensorBoard too
     """
     with run.autocast:
-        hypotheses, references, _ = run.blip.caption_split(loader, run.config.val_beam_size)
+        hypotheses, references, *_ = run.blip.caption_split(loader, run.config.val_beam_size)
         loss = math.log(run.blip.perplexity(loader))
     wanted = dict.fromkeys((*metrics.BLEU, run.config.stop_metric))
     scores = metrics.score(references, hypotheses, tuple(wanted))

@@ -21,6 +21,7 @@ from utils import (
     Count,
     CountOrZero,
     LengthOrZero,
+    NotNegative,
     Positive,
     PositiveShare,
     Ranking,
@@ -40,6 +41,8 @@ class Config:
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
     normalisation: Ranking = "none"  # rank captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
+    beam_groups: Count = 1  # parts of the beam that avoid one another's words (diverse beam search); divides beam_size
+    diversity: NotNegative = 0.5  # cost of a word that another group has just chosen, in nats of log-probability
     n_best: BeamSize = 1  # captions per photo, best first; at most beam_size
     sample: bool = False  # draw each word by its probability instead of searching
     top_k: CountOrZero = 0  # draw among this many likeliest words; 0 for all
@@ -108,7 +111,9 @@ def main(config):
 def check_config(config, suffix, drawn):
     """:raises UserError: if a setting, or several together, make no sense"""
     given = {field.name for field in fields(config) if getattr(config, field.name) != field.default}
-    of_search = ", ".join(sorted(given & {"beam_size", "normalisation", "reward", "n_best"}))
+    of_search = ", ".join(
+        sorted(given & {"beam_size", "beam_groups", "diversity", "normalisation", "reward", "n_best"})
+    )
     of_sampling = ", ".join(sorted(given & {"top_k", "top_p", "seed"}))
     check_output(config.output)
     for wrong, message in (  # what search.py checks is left to it
@@ -118,6 +123,10 @@ def check_config(config, suffix, drawn):
          "reward: goes with --normalisation reward, and that with it; give both or none"),
         (config.n_best > config.beam_size,
          f"n_best: {config.n_best} found, at most beam_size ({config.beam_size}) expected"),
+        (config.beam_size % config.beam_groups,
+         f"beam_groups: {config.beam_groups} found, a number that divides beam_size ({config.beam_size}) expected"),
+        ("diversity" in given and config.beam_groups == 1,
+         f"diversity: {config.diversity} found, but it is between groups; add --beam_groups"),
         (config.max_length is not None and config.min_length > config.max_length,
          f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected"),
         (config.n_best > 1 and suffix in (".csv", *PAGES),
@@ -163,6 +172,7 @@ def decode(captioner, images, config, generator, keep_alphas):
         options |= {"top_k": config.top_k, "top_p": config.top_p, "generator": generator}
         return [[drawn] for drawn in captioner.sample(images, config.max_length, **options)]
     options |= {"normalisation": config.normalisation, "reward": config.reward, "n_best": config.n_best}
+    options |= {"groups": config.beam_groups, "diversity": config.diversity}
     return captioner.search(images, config.beam_size, config.max_length, **options)
 
 

@@ -13,10 +13,12 @@ from typing import Literal
 from captioning.command_line import check_command_line, run_script
 from captioning.config_fields import check_fields
 from utils import (
+    BeamSize,
     BeamSizes,
     CaptionLength,
     Count,
     LengthOrZero,
+    NotNegative,
     Positive,
     Ranking,
     Split,
@@ -34,6 +36,9 @@ class Config:
     beam_sizes: BeamSizes = (1, 3, 5)  # a row of the table each; 1 is greedy choice
     normalisation: Ranking = "none"  # rank captions by log-probability, its mean over words, or with --reward
     reward: float = 0.0  # added to the log-probability for each word, with --normalisation reward
+    beam_groups: Count = 1  # parts of the beam that avoid one another's words (diverse beam search); divides beam_sizes
+    diversity: NotNegative = 0.5  # cost of a word that another group has just chosen, in nats of log-probability
+    n_best: BeamSize = 1  # captions of each photo that are written and compared with one another; at most the beam size
     temperature: Positive = 1.0  # of the softmax: below 1 likely words become likelier, above 1 all become more alike
     min_length: LengthOrZero = 0  # shortest caption, in words
     max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
@@ -90,6 +95,7 @@ def main(config):
     check_data(config, data_folder, data_name, splits)
     options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
     options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
+    options |= {"groups": config.beam_groups, "diversity": config.diversity}
     known = training_captions(data_folder / f"TRAIN_REFERENCES_{data_name}.json")
     scores, statistics = {}, {}
     for split in splits:
@@ -99,7 +105,7 @@ def main(config):
             max_length = int(loader.dataset.lengths.max()) - 2  # they count <start> and <end>
         scores[split], statistics[split] = score_split(
             captioner, split, loader, resident, known, config.beam_sizes, max_length, output_folder,
-            tokenizer=config.tokenizer, **options,
+            tokenizer=config.tokenizer, n_best=config.n_best, **options,
         )  # fmt: skip
         print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
         save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
@@ -120,6 +126,18 @@ def check_config(config):
         raise UserError(f"min_length: {config.min_length} found, at most max_length ({config.max_length}) expected")
     if config.reward and config.normalisation != "reward":
         raise UserError(f"reward: {config.reward} found with --normalisation {config.normalisation}; it needs 'reward'")
+    check_groups(config)
+
+
+def check_groups(config):
+    """:raises UserError: if the beams cannot be divided into groups, or a single group has a cost between groups"""
+    if any(beam_size % config.beam_groups for beam_size in config.beam_sizes):
+        raise UserError(
+            f"beam_groups: {config.beam_groups} found, a number that divides each of beam_sizes "
+            f"({', '.join(map(str, config.beam_sizes))}) expected"
+        )
+    if config.diversity != Config.diversity and config.beam_groups == 1:
+        raise UserError(f"diversity: {config.diversity} found, but it is between groups; add --beam_groups")
 
 
 def check_data(config, data_folder, data_name, splits):

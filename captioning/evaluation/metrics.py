@@ -299,6 +299,25 @@ def caption_statistics(hypotheses, training_captions):
     }
 
 
+def n_best_statistics(n_best):
+    """
+    Give how much the captions that a search found for one photo differ.
+
+    :param n_best: per photo a list of captions, each a list of words
+    :return: {"n_best": mean number of captions, "n_best_distinct_1", "n_best_distinct_2": number of different n-grams
+        in a photo's captions over that of all their n-grams, mean over the photos (Vijayakumar et al. 2016)}
+    """
+
+    def distinct(captions, n):
+        ngrams = [tuple(words[i : i + n]) for words in captions for i in range(len(words) - n + 1)]
+        return len(set(ngrams)) / max(1, len(ngrams))
+
+    statistics = {"n_best": sum(map(len, n_best)) / len(n_best)}
+    for n in (1, 2):
+        statistics[f"n_best_distinct_{n}"] = sum(distinct(captions, n) for captions in n_best) / len(n_best)
+    return statistics
+
+
 def check_captions(references, hypotheses):
     """
     Refuse what cannot be scored.

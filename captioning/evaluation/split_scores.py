@@ -23,8 +23,9 @@ def training_captions(path):
 
 
 def score_split(
-    captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, tokenizer="ours", **options
-):
+    captioner, split, loader, resident, known, beam_sizes, max_length, output_folder, tokenizer="ours", n_best=1,
+    **options,
+):  # fmt: skip
     """
     Caption a split with each beam size, and write the captions, with each photo's own scores for the last beam size.
 
@@ -34,13 +35,16 @@ def score_split(
     :param known: captions of the training set, or None
     :param max_length: longest caption, in words; None for the captioner's own
     :param tokenizer: 'ours' to score the words as they are, 'ptb' to tokenize everything again as coco-caption does
+    :param n_best: captions of each photo that are written and described beside the best; at most the beam size
     :param options: for `caption_split`
     :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
     """
     rows, captions = {}, {}
     with metrics.MeteorProcess() as meteor:  # one start of Java for all beam sizes
         for beam_size in beam_sizes:
-            hypotheses, references, cut_off = captioner.caption_split(
+            if n_best > 1:
+                options["n_best"] = min(n_best, beam_size)
+            hypotheses, references, cut_off, several = captioner.caption_split(
                 loader, beam_size, max_length, resident, **options
             )
             photos = loader.dataset.references
@@ -50,6 +54,13 @@ def score_split(
             ]
             save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
             captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
+            if options.get("n_best", 1) > 1:
+                captions[str(beam_size)] |= metrics.n_best_statistics(several)
+                lists = [
+                    {"image_id": photo["image_id"], "captions": [" ".join(words) for words in found]}
+                    for photo, found in zip(photos, several, strict=True)
+                ]
+                save_json(lists, output_folder / f"captions_{split}_beam{beam_size}_n_best.json")
             if known is None:
                 del captions[str(beam_size)]["in_training_set"]
             scored = (
@@ -91,6 +102,11 @@ def describe_statistics(values):
     ]
     if "in_training_set" in values:
         parts.append(f"{values['in_training_set']:.1%} of the captions are in the training set, word for word")
+    if "n_best" in values:
+        parts.append(
+            f"{values['n_best']:.1f} captions per photo, of whose words {values['n_best_distinct_1']:.1%} and of whose "
+            f"word pairs {values['n_best_distinct_2']:.1%} are distinct"
+        )
     if values.get("cut_off"):
         parts.append(f"{values['cut_off']} cut off at the longest length (--max_length)")
     return ", ".join(parts)

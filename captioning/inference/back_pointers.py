@@ -109,7 +109,7 @@ class Trail:
 
     def cut_off(self, t, row, ended):
         """:return: list of the places of captions that end a step before without <end>, since none may continue"""
-        stuck = self.totals[t][row][0] == -torch.inf  # the rules leave no word
+        stuck = all(total == -torch.inf for total in self.totals[t][row])  # the rules leave no word
         last = t == self.rules.max_length
         if not stuck and not last:
             return []

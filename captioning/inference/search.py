@@ -1,11 +1,15 @@
 """
-From features to captions: greedy search, sampling and beam search, over any decoder's `init_state`, `step`, `scores`.
+From features to captions, word by word, over any decoder's `init_state`, `step` and `scores`.
 
-Everything is batched: all photos of a batch are searched at once, and a photo that is done leaves the batch. Words
-are ids here; the caller knows which id stands for which word.
+A decoder says how likely each word is to come next. Which caption that makes is up to the search:
+- greedy search takes the likeliest word each time;
+- sampling draws a word by its probability;
+- beam search keeps several beginnings, continues each of them, and returns the likeliest caption that it met;
+- diverse beam search divides the beam into groups that avoid one another's words (beam_groups.py).
 
-A GPU works while Python runs ahead of it, until Python asks for a result and has to wait. So words stay on the device
-until the end, and each timestep waits only once: to learn which photos continue.
+All photos of a batch are searched at once, and a photo that is done leaves the batch. Words are ids here; the caller
+knows which id stands for which word. What the timesteps find stays on the device until the end, when back_pointers.py
+reads it: a GPU works while Python runs ahead of it, so each timestep waits only once, to learn which photos continue.
 """
 
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from captioning.inference.back_pointers import Step, read_captions
+from captioning.inference.beam_groups import extend_groups, without_repeats
 from models import select_rows
 from utils import UserError
 
@@ -132,7 +137,8 @@ def choose(log_probs, top_k, top_p, generator):
 
 
 @torch.no_grad()
-def beam_search(decoder, features, rules, beam_size=5, normalisation="none", reward=0.0, n_best=1, keep_alphas=False):
+def beam_search(decoder, features, rules, beam_size=5, normalisation="none", reward=0.0, n_best=1, keep_alphas=False,
+                groups=1, diversity=0.5):  # fmt: skip
     """
     Keep the `beam_size` likeliest beginnings of a caption at each step, for all photos at once.
 
@@ -144,13 +150,18 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         'length' by its mean over the words, 'reward' by log-probability plus `reward` for each word
     :param n_best: number of hypotheses per photo, best first; at most beam_size
     :param keep_alphas: whether the hypotheses tell where the model looked
-    :return: list of N lists of `Hypothesis`; captions that were cut off come after those that ended
+    :param groups: that the beam is divided into, for captions that differ; 1 is plain beam search
+    :param diversity: cost, in nats, of a word that a group before has just chosen
+    :return: list of N lists of `Hypothesis`; captions that were cut off come after those that ended. With several
+        groups there may be fewer than n_best: what two groups find counts once.
     :raises UserError: if an argument makes no sense, or the model's logits are not finite
     """
     if normalisation not in NORMALISATIONS:
         raise UserError(f"normalisation: '{normalisation}' found, one of {', '.join(NORMALISATIONS)} expected")
     if beam_size < 1:
         raise UserError(f"beam_size: {beam_size} found, 1 or more expected")
+    if groups < 1 or beam_size % groups:
+        raise UserError(f"groups: {groups} found, a number that divides beam_size ({beam_size}) expected")
     state = decoder.init_state(features)
     state = state._make(part.repeat_interleave(beam_size, dim=0) for part in state)
     num_photos, device = len(state[0]) // beam_size, state[0].device
@@ -158,9 +169,8 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
     words = torch.full((num_photos, beam_size), rules.start, device=device)  # (n, k)
     written = words.new_zeros(num_photos, beam_size, 0)  # (n, k, t)
     totals = torch.full((num_photos, beam_size), -torch.inf, device=device)  # (n, k), -inf for an empty place
-    totals[:, 0] = 0.0  # all beams begin alike, so one stands for all
-    places = torch.arange(beam_size, device=device)  # (k,)
-    room = torch.full((num_photos,), beam_size, device=device)  # (n,), places that are left
+    totals[:, :: beam_size // groups] = 0.0  # all places of a group begin alike, so one stands for all
+    room = torch.full((num_photos, groups), beam_size // groups, device=device)  # (n, groups), places that are left
     best_ended = torch.full((num_photos,), -torch.inf, device=device)  # (n,)
     only_best = normalisation == "none" and n_best == 1
     steps = []
@@ -171,15 +181,12 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         if t == 0:
             forbidden_row = rules.forbidden_row(logits)  # (vocab_size,)
         log_probs = rules.log_probs(logits, forbidden_row, written.flatten(0, 1))  # (n * k, vocab_size)
-        candidates = (totals.unsqueeze(2) + log_probs.unflatten(0, totals.shape)).flatten(1)  # (n, k * vocab_size)
-        best, index = candidates.topk(beam_size, dim=1)  # (n, k), best first
-        parents, words = index // logits.shape[1], index % logits.shape[1]  # (n, k)
-        totals = best.masked_fill(places >= room.unsqueeze(1), -torch.inf)  # (n, k)
+        parents, words, totals = extend_groups(totals.unflatten(1, (groups, -1)), log_probs, room, diversity)  # (n, k)
         steps.append(Step(photos, parents, words, totals, alpha if keep_alphas else None))
 
         ended = (words == rules.end) & (totals > -torch.inf)  # (n, k)
         best_ended = torch.maximum(best_ended, totals.masked_fill(~ended, -torch.inf).amax(dim=1))  # (n,)
-        room = room - ended.sum(dim=1)  # (n,)
+        room = room - ended.unflatten(1, (groups, -1)).sum(dim=2)  # (n, groups)
         totals = totals.masked_fill(ended, -torch.inf)  # (n, k)
         to_beat = best_ended if only_best else torch.full_like(best_ended, -torch.inf)  # a log-probability only falls
         running = (totals.amax(dim=1) > to_beat).nonzero().squeeze(1)  # (n',); the wait for the device
@@ -194,4 +201,7 @@ def beam_search(decoder, features, rules, beam_size=5, normalisation="none", rew
         # What a step returns unchanged, such as the features, is the same for all of a photo's beam: it stays.
         kept = [all_running and new is old for new, old in zip(new_state, state, strict=True)]
         state = state._make(new if stays else new[rows] for new, stays in zip(new_state, kept, strict=True))
-    return read_captions(steps, rules, num_photos, normalisation, reward, n_best)
+    if groups == 1:
+        return read_captions(steps, rules, num_photos, normalisation, reward, n_best)
+    found = read_captions(steps, rules, num_photos, normalisation, reward, n_best=beam_size)
+    return [without_repeats(captions)[:n_best] for captions in found]

@@ -34,6 +34,7 @@ class SplitCaptions(NamedTuple):
     hypotheses: list  # a caption per photo, a list of words
     references: list  # per photo a list of captions by people, each a list of words
     cut_off: int  # hypotheses that the longest length cut off
+    n_best: list | None = None  # per photo its captions, best first, where a search gives several
 
 
 class Captioner:
@@ -108,14 +109,14 @@ class Captioner:
         :param options: as for `search`
         :return: `SplitCaptions`
         """
-        hypotheses, references, cut_off = [], [], 0
+        n_best, references, cut_off = [], [], 0
         self.encoder.eval(), self.decoder.eval()
         for batch in tqdm(loader, desc=f"beam {beam_size}", leave=False, disable=hide_bar()):
             found = self.search(batch.to(self.device, resident).images, beam_size, max_length, **options)
-            hypotheses += [self.sentence(best) for best, *_ in found]
+            n_best += [[self.sentence(one) for one in captions] for captions in found]
             references += batch.references
             cut_off += sum(not best.ended for best, *_ in found)
-        return SplitCaptions(hypotheses, references, cut_off)
+        return SplitCaptions([best for best, *_ in n_best], references, cut_off, n_best)
 
     @torch.no_grad()
     def teacher_forced(self, loader, resident=None):

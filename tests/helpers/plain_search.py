@@ -118,6 +118,41 @@ def plain_beam_search(decoder, features, rules, beam_size, normalisation, reward
     return [sorted(some, key=lambda h: (not h.ended, -h.score))[:n_best] for some in found]
 
 
+@torch.no_grad()
+def plain_diverse_search(decoder, photo, rules, beam_size, groups, diversity):
+    """
+    Diverse beam search of one photo, in lists, as its paper's Algorithm 1 is written.
+
+    :return: list of (words, log-probability, whether it ended), those that ended first, then the likeliest
+    """
+    size, done = beam_size // groups, [[] for _ in range(groups)]
+    beams = [[([], 0.0, decoder.init_state(photo))] for _ in range(groups)]
+    for _ in range(rules.max_length + 1):
+        said = []  # by groups before, at this timestep
+        before, beams = beams, []
+        for group, beam in enumerate(before):
+            candidates = []
+            for written, total, state in beam:
+                output, _, new_state = decoder.step(torch.tensor([written[-1] if written else rules.start]), state)
+                log_probs = log_probs_of(rules, decoder.scores(output), torch.tensor([written], dtype=torch.long))
+                for word, log_prob in enumerate(log_probs[0].tolist()):
+                    preferred = total + log_prob - diversity * said.count(word)
+                    candidates.append((preferred, [*written, word], total + log_prob, new_state))
+            candidates = [one for one in candidates if one[0] > -torch.inf]
+            candidates.sort(key=lambda one: -one[0])
+            chosen = candidates[: size - len(done[group])]
+            said += [written[-1] for _, written, _, _ in chosen]
+            done[group] += [(written[:-1], total, True) for _, written, total, _ in chosen if written[-1] == rules.end]
+            beams.append([one[1:] for one in chosen if one[1][-1] != rules.end])
+    completed = [words for group in done for words, _, _ in group]
+    cut = [(words, total, False) for beam in before for words, total, _ in beam if words not in completed]
+    found = []
+    for one in sorted([caption for group in done for caption in group] + cut, key=lambda one: (not one[2], -one[1])):
+        if one[0] not in [words for words, _, _ in found]:
+            found.append(one)
+    return found
+
+
 def hypothesis(written, log_prob, score, looked, row, rules):
     ids = written.tolist()
     ended = ids[-1:] == [rules.end]

@@ -295,6 +295,8 @@ def test_a_failure_leaves_the_old_file(models, folder, tmp_path):
         ({"top_p": 0.9, "seed": 1}, "seed, top_p: found without --sample"),
         ({"reward": 0.5}, "reward: goes with --normalisation reward"),
         ({"normalisation": "reward"}, "reward: goes with --normalisation reward"),
+        ({"beam_groups": 2}, "beam_groups: 2 found, a number that divides beam_size (5)"),
+        ({"diversity": 1.0}, "diversity: 1.0 found, but it is between groups"),
         ({"n_best": 6}, "n_best: 6 found, at most beam_size (5)"),
         ({"min_length": 7}, "min_length: 7 found, at most max_length (6)"),
         ({"output": "captions.txt"}, "output: 'captions.txt' found"),

@@ -84,7 +84,7 @@ def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
     captioner, _, _ = load_captioner(options["model"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device)
     assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
-    hypotheses, _, cut_off = captioner.caption_split(loader, 2, 5)
+    hypotheses, _, cut_off, _ = captioner.caption_split(loader, 2, 5)
     known = [caption for i in range(3) for caption in (["a", "cat", str(i)], ["one", "more"])]
     expected = metrics.caption_statistics(hypotheses, known) | {"cut_off": cut_off}
     assert found["TEST"]["captions"]["2"] == pytest.approx(expected)
@@ -99,6 +99,33 @@ def test_decoding_options_reach_the_captions(options):
     for result in load(options, "captions_VAL_beam2_results.json"):
         words = result["caption"].split()
         assert 3 <= len(words) == len(set(words)) and "<unk>" not in words
+
+
+def test_n_best_captions_are_written_and_described_and_the_best_is_scored(options, capsys):
+    main(Config(**options | {"beam_sizes": (4,)}))
+    plain = load(options, "captions_TEST_beam4_results.json")
+    main(Config(**options | {"beam_sizes": (4,), "n_best": 3}))
+    lists = load(options, "captions_TEST_beam4_n_best.json")
+    assert [row["captions"][0] for row in lists] == [row["caption"] for row in plain]
+    found = load(options, "statistics.json")["TEST"]["captions"]["4"]
+    n_best = [[caption.split() for caption in row["captions"]] for row in lists]
+    assert {name: found[name] for name in found if "n_best" in name} == metrics.n_best_statistics(n_best)
+    assert "captions per photo, of whose words" in capsys.readouterr().out
+    main(Config(**options | {"beam_sizes": (4,), "n_best": 3, "beam_groups": 2, "diversity": 20.0}))
+    diverse = load(options, "statistics.json")["TEST"]["captions"]["4"]
+    assert diverse["n_best_distinct_1"] > found["n_best_distinct_1"]
+
+
+@pytest.mark.parametrize(
+    "setting, expected",
+    [
+        ({"beam_groups": 2, "beam_sizes": (1, 4)}, r"beam_groups: 2 found, a number that divides .* \(1, 4\)"),
+        ({"diversity": 1.0}, "diversity: 1.0 found, but it is between groups"),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_before_the_work(options, setting, expected):
+    with pytest.raises(UserError, match=expected):
+        main(Config(**options | setting))
 
 
 def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):

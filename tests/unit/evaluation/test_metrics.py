@@ -253,6 +253,15 @@ def test_caption_statistics_count_words_pairs_and_copies():
     }
 
 
+def test_n_best_statistics_are_means_over_the_photos_lists():
+    same, different = [["a", "dog"], ["a", "dog"]], [["a", "dog"], ["two", "cats", "run"], []]
+    assert metrics.n_best_statistics([same, different]) == {
+        "n_best": 2.5,
+        "n_best_distinct_1": pytest.approx((2 / 4 + 5 / 5) / 2),
+        "n_best_distinct_2": pytest.approx((1 / 2 + 3 / 3) / 2),
+    }
+
+
 def test_caption_statistics_of_empty_captions_are_zero_and_of_none_refused():
     assert set(metrics.caption_statistics([[]], []).values()) == {0}
     with pytest.raises(ValueError, match="none"):

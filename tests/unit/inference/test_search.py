@@ -318,7 +318,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("search", ["beam", "sample"])
+@pytest.mark.parametrize("search", ["beam", "groups", "sample"])
 def test_a_timestep_waits_for_the_device_once(tiny_decoder, search, monkeypatch):
     decoder = tiny_decoder(vocab_size=VOCAB, spread=1.0).eval()
     photos = torch.randn(6, 2, 2, 6, generator=torch.Generator().manual_seed(0))
@@ -329,6 +329,8 @@ def test_a_timestep_waits_for_the_device_once(tiny_decoder, search, monkeypatch)
     with Waits() as waits:
         if search == "beam":
             beam_search(decoder, photos, r, 3, n_best=3)
+        elif search == "groups":
+            beam_search(decoder, photos, r, 4, n_best=4, groups=2)
         else:
             sample_captions(decoder, photos, r, generator=seeded(0))
     assert len(steps) > 4 and len(set(steps)) > 1  # photos left at different times
