@@ -6,6 +6,7 @@ curves, a table of the epochs (log.csv), and what is needed to do the same again
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -122,6 +123,7 @@ class Config:
     val_beam_size: BeamSize = 3  # 1 for greedy choice
     val_batch_size: Count = 32  # photos at a time, on each GPU
     val_share: PositiveShare = 1.0  # share of the split's photos that are captioned
+    validate_every: CountOrZero = 0  # steps after which it is also done within an epoch, to watch; 0 for none
     stop_metric: Metric = "BLEU-4"  # what 'better' means
     stop_patience: Count = 20  # epochs without a better score before the run ends
 
@@ -160,6 +162,7 @@ from captioning.training.report import (
     print_epoch,
     print_header,
     print_resumed,
+    print_within_epoch,
 )
 from captioning.training.resume import restore, settings_of_resumed_run
 from captioning.training.run_folder import RunFolder
@@ -211,7 +214,8 @@ def train_on(device, config):
 
 def train(run, order, folder, unchanged, meteor):
     """
-    Epochs of training, each followed by validation, until their number is reached or scores no longer rise.
+    Epochs of training, each followed by validation, until their number is reached or scores no longer rise. Validation
+    within an epoch only tells how it goes.
 
     :param run: `Run`
     :param order: `BatchOrder` of the training captions
@@ -220,7 +224,7 @@ def train(run, order, folder, unchanged, meteor):
     :param meteor: `MeteorProcess`, started once for all epochs
     """
     config = run.config
-    loaders, cached, critic = None, None, None
+    loaders, cached, critic, seconds = None, None, None, Counter()
     while not run.is_over():
         steps_left = run.steps_per_epoch - math.ceil(run.batch / config.accumulate)  # in this epoch
         if cached != run.may_cache(steps_left):
@@ -248,9 +252,14 @@ def train(run, order, folder, unchanged, meteor):
             gpus = [run.device] if run.device.type == "cuda" else []
             with torch.random.fork_rng(gpus), run.average.in_place():  # training's random numbers stay
                 scores, figure = validate(run, *loaders["VAL"], meteor)
-        seconds = {"train_seconds": trained - begun, "val_seconds": time.monotonic() - trained}
+        seconds.update(train_seconds=trained - begun, val_seconds=time.monotonic() - trained)
+        measured = {**scores, "learning_rate": run.learning_rate(), **seconds}
+        if run.batch < len(order):
+            print_within_epoch(run, measured)
+            continue
         with Postponed():
-            finish_epoch(run, folder, {**scores, "learning_rate": run.learning_rate(), **seconds}, figure)
+            finish_epoch(run, folder, measured, figure)
+        seconds.clear()
 
 
 def train_one_epoch(run, loader, resident, critic, watch):

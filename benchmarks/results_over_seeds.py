@@ -5,7 +5,7 @@ Train one recipe with several seeds, score each run, and say the mean and the sp
         --recipe "--data_folder data/flickr8k --data_name flickr8k_5_cap_per_img_5_min_word_freq --epochs 8"
 
 The rows of the tables in docs/ are made like this. Runs lie in <folder>/<name>/seed_0 and so on; the table grows in
-<folder>/results.csv. Started again, it goes on where it stopped: a run that is scored is left as it is. A name stands
+<folder>/results.csv. Started again, it continues where it stopped: a run that is scored is left as it is. A name stands
 for one recipe, so that nothing is mixed up or replaced.
 """
 
@@ -25,7 +25,8 @@ from pydantic import Field
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere
 
-from captioning.command_line import check_fields, run_script
+from captioning.command_line import run_script
+from captioning.config_fields import check_fields
 from captioning.storage.files import load_json, save_json
 from utils import BeamSizes, Count, Split, UserError
 
@@ -113,7 +114,7 @@ def run(script, *arguments):
     print("\n$ python", shlex.join(words), flush=True)
     code = subprocess.run([sys.executable, str(ROOT / script), *words[1:]]).returncode
     if code:
-        raise UserError(f"{script}: ended with exit code {code}; start again to go on from there")
+        raise UserError(f"{script}: ended with exit code {code}; start it again to continue from there")
 
 
 def row_of(config, beam_size, scores):

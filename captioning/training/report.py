@@ -113,6 +113,20 @@ def epoch_line(entry, config, is_best):
     )
 
 
+def print_within_epoch(run, measured):
+    """
+    Print, and draw, what validation within an epoch found; with a warning if rewards have made the model worse.
+
+    :param measured: dict of validation's losses and scores, learning rate and seconds
+    """
+    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **measured}
+    print(f"step {run.step:,}, within " + epoch_line(entry, run.config, is_best=False))
+    scores = {name: value for name, value in entry.items() if name[0].isupper()}
+    run.log.numbers({f"val_within_epochs/{name}": value for name, value in scores.items()}, run.step)
+    if warning := reward_warning([*run.history, entry], run.config):
+        print(warning)
+
+
 def reward_warning(history, config):
     """:return: a line if rewards have made the model worse than it was without them, else None"""
     metric = config.stop_metric

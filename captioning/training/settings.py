@@ -78,3 +78,7 @@ def check_total_steps(config, total_steps):
             f"fine_tune_from_step: {config.fine_tune_from_step} found, but the run ends after step {total_steps}; give "
             "an earlier one, or more --epochs"
         )
+    if config.validate_every >= total_steps:
+        raise UserError(
+            f"validate_every: {config.validate_every} found, but the run ends after step {total_steps}; give less"
+        )

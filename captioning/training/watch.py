@@ -51,7 +51,7 @@ class Watch:
 
         :param rate: the learning rate of the step
         :param norm: 0-d, of all gradients
-        :return: whether to leave: a signal has come, here or in another process
+        :return: whether to leave: a signal has come, here or in another process, or validation is due
         :raises UserError: if the loss or gradients are not finite
         """
         run = self.run
@@ -61,7 +61,9 @@ class Watch:
                 run.readings.setdefault(name, []).append(value)
         self.readings = []
         batches_told_of = max(map(len, run.readings.values()))
-        reading = batches_told_of >= run.config.print_every or run.batch == len(self.loader)
+        every = run.config.validate_every
+        validating = every > 0 and run.step % every == 0 and run.batch < len(self.loader)
+        reading = validating or batches_told_of >= run.config.print_every or run.batch == len(self.loader)
         signal_number, saving = distributed.highest(self.stop.number or 0, self.folder.is_due())
         if signal_number:
             self.stop.number = signal_number  # perhaps another process's
@@ -73,7 +75,7 @@ class Watch:
             return True  # who called us saves
         if saving:
             self.folder.save(run)
-        return False
+        return validating
 
     def tell(self, rate):
         """Note the means of the readings, and begin new ones."""

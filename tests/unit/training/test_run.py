@@ -94,7 +94,8 @@ def test_fine_tuning_that_would_train_nothing_is_refused():
         {"word_vectors": "glove.txt", "tie_weights": True, "fine_tune_embeddings": False},
         {"self_critical_from_epoch": 3}, {"image_major": True, "self_critical_from_epoch": 0},
         {"ema_decay": 1.0}, {"ema_decay": 0.9, "average_last": 3}, {"average_last": 0},
-        {"self_critical_samples": 7}, {"image_major": True, "decoder": "hard", "self_critical_from_epoch": 3},
+        {"validate_every": -1}, {"self_critical_samples": 7},
+        {"image_major": True, "decoder": "hard", "self_critical_from_epoch": 3},
     ],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(setting):

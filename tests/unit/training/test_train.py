@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kill_training import equal
 from tiny_training import TINY, command
 
 import train
@@ -223,3 +224,42 @@ def test_photos_too_small_for_the_encoder_are_one_line(make_files, tmp_path, cap
     assert end.value.code == 2
     assert re.search(rf"error: encoder: squeezenet1_1 cannot see photos of {side} px", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_within_an_epoch_tells_how_it_goes_and_changes_nothing(training, capsys):
+    plain = load_checkpoint(training("plain", "--epochs", 2) / "last.pth")
+    capsys.readouterr()
+    watched = load_checkpoint(training("watched", "--epochs", 2, "--validate_every", 4) / "last.pth")
+    printed = capsys.readouterr().out
+    lines = re.findall(r"^(?:step \d+, within )?epoch \d", printed, flags=re.MULTILINE)
+    assert lines == ["step 4, within epoch 1", "epoch 1", "step 8, within epoch 2", "epoch 2"]
+    for name in ("encoder", "decoder", "optimizer", "random_states"):
+        assert equal(watched[name], plain[name]), name
+    assert [set(entry) for entry in watched["history"]] == [set(entry) for entry in plain["history"]]
+    for one, other in zip(watched["history"], plain["history"], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"]) and one["BLEU-1"] == other["BLEU-1"]
+
+
+def test_a_run_with_validation_within_epochs_is_resumed_exactly(training):
+    options = ("--validate_every", 4, "--save_minutes", "0.00001", "--ema_decay", "0.9")
+    whole = load_checkpoint(training("whole", "--epochs", 2, *options) / "last.pth")
+    folder = training("parts", "--epochs", 1, *options)
+    parts = load_checkpoint(training("parts", "--resume", folder / "last.pth", "--epochs", 2) / "last.pth")
+    for name in ("encoder", "decoder", "optimizer", "average", "random_states"):
+        assert equal(parts[name], whole[name]), name
+
+
+def test_within_an_epoch_of_rewards_a_fall_is_warned_of(training, monkeypatch, capsys):
+    validate, scores = train.validate, iter([0.5, 0.4, 0.6])
+
+    def judge(run, *rest):
+        found, figure = validate(run, *rest)
+        return found | {"BLEU-4": next(scores)}, figure
+
+    monkeypatch.setattr(train, "validate", judge)
+    rewards = ("--image_major", "--self_critical_from_epoch", 2, "--validate_every", 5)
+    training("run", "--epochs", 2, *rewards)  # 3 steps an epoch
+    printed = capsys.readouterr().out
+    assert "Warning: BLEU-4 is 0.4000 and was 0.5000 before the rewards" in printed
+    assert printed.index("step 5, within epoch 2: train reward") < printed.index("Warning") < printed.index("\nepoch 2")
+    assert printed.count("Warning: BLEU-4") == 1  # after the epoch it is better again
