@@ -112,7 +112,7 @@ def write_features(path, key, shape, batches):
                 features[done : done + len(batch)] = batch
                 for i, row in enumerate(batch, start=done):
                     block = i // rows_per_block(len(features))
-                    checksums[block] = zlib.crc32(row, checksums[block])
+                    checksums[block] = zlib.crc32(np.ascontiguousarray(row), checksums[block])
                 done += len(batch)
                 bar.update(len(batch))
         out.attrs["checksums"] = checksums

@@ -1,5 +1,7 @@
 """timm's networks, any of them by timm's own name."""
 
+import math
+
 import timm
 from torch import nn
 
@@ -30,7 +32,7 @@ def build(name, weights):
     grid = Grid(create(own_name, weights))
     try:
         parts = measure(grid, IMAGE_SIZE, holders=[grid.network])
-    except (RuntimeError, AssertionError, IndexError, TypeError, ValueError) as error:
+    except (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"encoder: {name} gives no grid of features for {IMAGE_SIZE} pixels ({reason})") from error
     config = grid.network.pretrained_cfg
@@ -63,8 +65,9 @@ class Grid(nn.Module):
         """:return: (N, dim, height, width) of images (N, 3, side, side)"""
         features = self.network.forward_features(images)
         if features.ndim == 3:  # tokens; those of no place, such as a class token, stand first
-            tokens = features[:, self.network.num_prefix_tokens :]  # (N, height * width, dim)
-            return tokens_to_grid(tokens)
+            beyond_square = features.shape[1] - math.isqrt(features.shape[1]) ** 2
+            first = getattr(self.network, "num_prefix_tokens", beyond_square)  # not all of timm's say how many
+            return tokens_to_grid(features[:, first:])  # of (N, height * width, dim)
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2)
         return features

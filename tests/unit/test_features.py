@@ -256,6 +256,16 @@ def test_a_cache_from_before_there_were_checksums_is_computed_again_and_said_onc
     assert capsys.readouterr().out.count("has no checksums, as those that older versions made") == 1
 
 
+def test_features_in_any_order_of_memory_are_cached(make_files, encoder):
+    """A GPU's convolutions may give the channels first, and a checksum wants the numbers one after the other."""
+    made = make_files(photos=3, side=64)
+    encoder.backbone.register_forward_hook(lambda _, inputs, output: output.contiguous())
+    path = cache_features(encoder, made.paths.images, "cpu")
+    with h5py.File(made.paths.images) as images, h5py.File(path) as cached, torch.no_grad():
+        expected = encoder.grid(torch.from_numpy(images["images"][:])).numpy()
+        np.testing.assert_array_equal(cached["features"][:], expected)
+
+
 def test_a_cache_may_be_a_link_to_another_disk(make_files, encoder, counted, tmp_path):
     made = make_files(photos=4, side=64)
     path = cache_features(encoder, made.paths.images, "cpu")

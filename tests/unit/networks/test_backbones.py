@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "swin_t": 768, "swin_v2_t": 768,
     "efficientnet_lite0": 1280, "efficientnet_lite1": 1280, "efficientnet_lite2": 1280,
     "timm/convnext_atto": 320, "timm/vit_tiny_patch16_224": 192, "timm/vit_base_patch32_clip_224": 768,
-    "timm/swin_tiny_patch4_window7_224": 768, "timm/vit_small_patch14_dinov2": 384,
+    "timm/levit_128": 384, "timm/swin_tiny_patch4_window7_224": 768, "timm/vit_small_patch14_dinov2": 384,
 }  # fmt: skip
 CLASSIFIERS = ("fc.", "classifier.")  # how the keys begin that an encoder does not need
 
