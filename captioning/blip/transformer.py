@@ -20,10 +20,11 @@ from huggingface_hub import constants, hf_hub_url
 from tqdm import tqdm
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+from captioning.config_fields import check_value
 from captioning.inference.trained_model import SplitCaptions
 from captioning.preparation.tokenizer import tokenize
-from captioning.storage.files import atomic_path
-from utils import UserError
+from captioning.storage.files import atomic_path, check_file
+from utils import CountOrZero, Dimension, Layers, UserError
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")  # BERT's, and BLIP's start of a caption
 SAVING = ".saving_"  # what the names of folders begin with that hold a model that is just being written
@@ -252,12 +253,16 @@ def load_blip(name, device="cpu"):
     """
     try:  # a folder, or what was downloaded before
         blip, absent = read_blip(name, local_files_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a missing or damaged file fails in a dozen ways, with as many exceptions
         if Path(name).is_dir():
             raise cannot_load(name, error) from error
         check_reachable(name)
         try:
             blip, absent = read_blip(name)
+        except UserError:
+            raise
         except Exception as error:
             raise cannot_load(name, error) from error
     if absent:
@@ -269,10 +274,43 @@ def load_blip(name, device="cpu"):
 
 
 def read_blip(name, **options):
-    """:return: `Blip`, and a list of the weights that its files should have but have not"""
+    """
+    :return: `Blip`, and a list of the weights that its files should have but have not
+    :raises UserError: if its files or its config make no sense
+    """
+    for path in Path(name).iterdir() if Path(name).is_dir() else ():
+        if not path.is_dir():
+            check_file(path)  # a pipe would be waited for
+    config = BlipConfig.from_pretrained(name, **options)
+    check_model_config(config)
     processor = BlipProcessor.from_pretrained(name, **options)
-    model, found = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
+    model, found = BlipForConditionalGeneration.from_pretrained(
+        name, config=config, output_loading_info=True, **options
+    )
+    for key, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise UserError(f"model: '{key}' of '{name}' has values that are not finite numbers; get or make it again")
     return Blip(model, processor), sorted(map(str, found["missing_keys"]))
+
+
+def check_model_config(config):
+    """
+    See that a config names a model that can be built and asked: the library builds a million layers if it is told to.
+
+    :param config: BlipConfig
+    :raises UserError: if a number in it is out of its range
+    """
+    for part, of in (("text_config", config.text_config), ("vision_config", config.vision_config)):
+        check_value(f"model: {part}: num_hidden_layers", Layers, of.num_hidden_layers)
+        check_value(f"model: {part}: num_attention_heads", Layers, of.num_attention_heads)
+        check_value(f"model: {part}: hidden_size", Dimension, of.hidden_size)
+        check_value(f"model: {part}: intermediate_size", Dimension, of.intermediate_size)
+    text = config.text_config
+    for name in ("bos_token_id", "sep_token_id", "pad_token_id"):
+        value = getattr(text, name)
+        check_value(f"model: text_config: {name}", CountOrZero, value)
+        if value >= text.vocab_size:
+            raise UserError(f"model: text_config: {name}: {value} found, below vocab_size ({text.vocab_size}) expected")
 
 
 def cannot_load(name, error):

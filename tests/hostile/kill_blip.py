@@ -50,6 +50,7 @@ class Config:
 
 def main(config):
     rng = random.Random(config.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         finish(start(make_model, folder, folder / "made.txt"))

@@ -1,12 +1,16 @@
 """BLIP's transformer with its words: what it sees, learns from, writes and saves is what the library's own would."""
 
 import copy
+import json
+import math
+import os
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, BlipForConditionalGeneration, BlipModel
 
 from blip import Finetune
@@ -210,3 +214,44 @@ def test_a_folder_that_holds_no_captioning_blip_is_refused_in_one_line(small, tm
 def test_a_caption_longer_than_the_model_can_write_is_refused(small, images):
     with pytest.raises(UserError, match="max_length: 64 found, at most 63 expected"):
         small.search(images, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [
+        ("text_config", "num_hidden_layers", 10**6, "1000000 found"),
+        ("vision_config", "num_hidden_layers", 10**6, "1000000 found"),
+        ("text_config", "num_hidden_layers", -1, "-1 found"),
+        ("text_config", "num_attention_heads", 0, "0 found"),
+        ("vision_config", "hidden_size", 10**9, "1000000000 found"),
+        ("text_config", "bos_token_id", 10**6, "1000000 found"),
+        ("text_config", "sep_token_id", None, "None found"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_before_a_model_is_built(small, tmp_path, part, name, value, said):
+    small.save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config[part][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"model: {part}: {name}: {said}"):
+        load_blip(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(small, tmp_path, name):
+    small.save(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        load_blip(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused(small, tmp_path):
+    small.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("attention.output.dense.weight"))
+    weights[name][0] = math.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="has values that are not finite numbers"):
+        load_blip(tmp_path)
