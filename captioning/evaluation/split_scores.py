@@ -54,13 +54,9 @@ def score_split(
             ]
             save_json(results, output_folder / f"captions_{split}_beam{beam_size}_results.json")
             captions[str(beam_size)] = metrics.caption_statistics(hypotheses, known or []) | {"cut_off": cut_off}
-            if options.get("n_best", 1) > 1:
+            if min(n_best, beam_size) > 1:
                 captions[str(beam_size)] |= metrics.n_best_statistics(several)
-                lists = [
-                    {"image_id": photo["image_id"], "captions": [" ".join(words) for words in found]}
-                    for photo, found in zip(photos, several, strict=True)
-                ]
-                save_json(lists, output_folder / f"captions_{split}_beam{beam_size}_n_best.json")
+                save_n_best(photos, several, output_folder / f"captions_{split}_beam{beam_size}_n_best.json")
             if known is None:
                 del captions[str(beam_size)]["in_training_set"]
             scored = (
@@ -69,6 +65,15 @@ def score_split(
             rows[str(beam_size)], each = metrics.all_scores(*scored, meteor)
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
     return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
+
+
+def save_n_best(photos, n_best, path):
+    """Write a JSON file: each photo with several captions of it, best first."""
+    lists = [
+        {"image_id": photo["image_id"], "captions": [" ".join(words) for words in captions]}
+        for photo, captions in zip(photos, n_best, strict=True)
+    ]
+    save_json(lists, path)
 
 
 def save_photo_scores(photos, hypotheses, each, path):
