@@ -132,7 +132,7 @@ class CaptionDataset(Dataset):
     def __getitem__(self, item):
         """
         :param item: place of the item; of view number v, plus v times the number of items, see `BatchOrder`
-        :return: (photo's place in the split, view, image or features, captions (n, max_length), lengths (n,))
+        :return: (photo's place in the split, image or features, captions (n, max_length), lengths (n,), view)
         """
         if self.rows is None and self.read:
             self.rows = [map_rows(source, self.source_name) for source in self.sources]
@@ -145,7 +145,7 @@ class CaptionDataset(Dataset):
             photo, chosen = item // c, slice(item, item + 1)
         try:
             image = self.rows[view][photo] if self.read else np.empty(0, dtype=np.float16)
-            return photo, view, image, self.captions[chosen], self.lengths[chosen]
+            return photo, image, self.captions[chosen], self.lengths[chosen], view
         except OSError as error:
             raise UserError(
                 f"{self.sources[view]}: photo {photo} cannot be read ({error}); make the file again"
@@ -157,7 +157,7 @@ class CaptionDataset(Dataset):
 
     def collate(self, items):
         """:return: a `Batch` of a list of items"""
-        photos, views, images, captions, lengths = zip(*items, strict=True)
+        photos, images, captions, lengths, views = zip(*items, strict=True)
         lengths = torch.from_numpy(np.concatenate(lengths))  # (N,)
         captions = np.concatenate(captions)[:, : lengths.max()].astype(np.int64)  # (N, longest)
         image_rows = None

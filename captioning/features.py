@@ -54,6 +54,8 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None, vi
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
         which = f"_view{view.number}" if view else ""
         path = image_file.with_name(f"{name}_{encoder.name}{which}_{key}.hdf5")
+        if is_first():
+            remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
         there = path.exists() or path.is_symlink()
         fault = from_first(find_fault(path, len(images), encoder.native_dim, key) if there and is_first() else None)
         if there and not fault:
@@ -64,8 +66,6 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None, vi
 
         shape = (len(images), *encoder.grid(torch.from_numpy(read_images(images, 0, 1)).to(device)).shape[1:])
         size = 2 * torch.Size(shape).numel()  # bytes
-        if is_first():
-            remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
         free = shutil.disk_usage(path.parent).free
         print(f"Caching the features of {len(images)} photos: {size / 1e9:.2f} GB in {path}")
         if size > 0.98 * free:

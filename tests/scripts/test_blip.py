@@ -93,7 +93,7 @@ def test_fine_tuning_learns_what_is_on_each_photo(data, untrained, trained):
     """24 photos are learned by heart. Chance is what a caption of another photo scores."""
     split = CaptionDataset(*data.values(), "TRAIN", image_major=True)
     references = [photo["captions"] for photo in split.references]
-    photos = torch.stack([torch.from_numpy(np.array(split[i][2])) for i in range(len(split))])
+    photos = torch.stack([torch.from_numpy(np.array(split[i][1])) for i in range(len(split))])
 
     def bleu4(model):
         return metrics.bleu4(references, [found.words for found in load_blip(model).search(photos, beam_size=3)])
@@ -240,7 +240,7 @@ def test_eval_prints_eval_pys_table_and_its_results_stand_in_view_captions(
     results = tmp_path / "captions_TEST_beam2_results.json"
     split = CaptionDataset(*data.values(), "TEST", image_major=True)
     found = load_blip(trained).search(
-        torch.stack([torch.from_numpy(np.array(split[i][2])) for i in range(6)]), beam_size=2
+        torch.stack([torch.from_numpy(np.array(split[i][1])) for i in range(6)]), beam_size=2
     )
     assert [row["caption"].split() for row in json.loads(results.read_text())] == [one.words for one in found]
     page = tmp_path / "page.html"

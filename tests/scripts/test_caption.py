@@ -122,7 +122,7 @@ def test_a_folder_gives_a_line_per_photo_in_order_and_names_what_cannot_be_read(
         _, words = expected(models[0], folder / name, beam_size=2)
         assert line.startswith(f"{folder / name}: {' '.join(words)}  # log-probability -")
     no_photos, model, *complaints = err.splitlines()
-    assert "no photos" in no_photos
+    assert "not photos" in no_photos
     assert model == f"Model: {models[0]} (soft decoder on shufflenet_v2_x0_5, 7 epochs)"
     assert [line.endswith("cut off after 6 words (--max_length)") for line in complaints] == [False, False, True]
     for line, name in zip(complaints, ("broken.jpg", "text.png"), strict=False):
