@@ -20,8 +20,6 @@ from captioning.config_fields import check_fields
 from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
 from captioning.storage.files import load_json
-from captioning.storage.tensors import load_checkpoint
-from captioning.training.start import MODEL_SETTINGS
 from utils import CountOrZero, UserError
 
 # What learns the built-in dataset quickly. There the encoder starts from nothing too, so no weights are downloaded.
@@ -133,6 +131,9 @@ def can_start_from_pretrained(photos, train_options):
     :return: whether the model that comes with the collection is there, knows most of the captions' words, and is of the
         kind that the options ask for
     """
+    from captioning.storage.tensors import load_checkpoint  # here: both import torch, and --help should come at once
+    from captioning.training.start import MODEL_SETTINGS
+
     asked = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in train_options}
     if not PRETRAINED.is_file() or asked & {*MODEL_SETTINGS, "encoder_weights", "start_from", "word_vectors"}:
         return False
