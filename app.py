@@ -105,8 +105,7 @@ def caption_photo(models, path, beam_size=5, n_best=1, sample=False, temperature
         for i, hypothesis in enumerate(found, 1):
             words = captioner.sentence(hypothesis)
             title = f"{name}, caption {i}" if len(found) > 1 else name
-            alphas = hypothesis.alphas[: len(words)].numpy() if words else None
-            captions.append(PageCaption(title, words, alphas, hypothesis.log_prob))
+            captions.append(PageCaption(title, words, hypothesis.alphas_of_words(), hypothesis.log_prob))
         shown = in_shape(CaptionedPhoto(Path(path), image, [], None)) if shown is None else shown
     return PagePhoto(printable(Path(path).name), shown, captions)
 

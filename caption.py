@@ -155,10 +155,7 @@ def caption_photos(captioner, paths, size, config, keep_alphas):
             captions = [caption_row(captioner.sentence(h), h.log_prob, h.score, h.ended) for h in hypotheses]
             captioned += 1
             cut_off += not hypotheses[0].ended
-            alphas = hypotheses[0].alphas
-            if alphas is not None:  # without <end>; a caption of no words looked nowhere
-                alphas = alphas[: len(captions[0]["words"])].numpy() if captions[0]["words"] else None
-            yield CaptionedPhoto(path, image, captions, alphas)
+            yield CaptionedPhoto(path, image, captions, hypotheses[0].alphas_of_words())
     if cut_off:
         longest = config.max_length or captioner.max_length
         print(f"{cut_off} of {captioned} captions cut off after {longest} words (--max_length)", file=sys.stderr)

@@ -20,6 +20,10 @@ class Hypothesis(NamedTuple):
     alphas: torch.Tensor | None  # (T, P), where the model looked for each of T words (and <end>), if asked for
     ended: bool  # False if it was cut off before <end>: at the longest length, or where the rules left no word
 
+    def alphas_of_words(self):
+        """:return: array (words, P), `alphas` without <end>; None without attention, or for a caption of no words"""
+        return None if self.alphas is None or not self.words else self.alphas[: len(self.words)].float().numpy()
+
 
 class Step(NamedTuple):
     """What one timestep leaves behind, on the device: n photos that are still searched, k places in each beam."""

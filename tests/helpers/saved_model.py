@@ -7,11 +7,11 @@ from captioning.networks.registry import build_decoder
 from models import Encoder
 
 
-def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None):
-    """Write the checkpoint of a model with random weights, or with those of `backbone`."""
+def save_model(path, seed, word_map=WORD_MAP, image_size=64, backbone=None, **settings):
+    """Write the checkpoint of a model with random weights, or those of `backbone`; `settings` are of its config."""
     config = {
         "encoder": "shufflenet_v2_x0_5", "encoded_image_size": 2, "encoder_dim": 6, "decoder": "soft", "embed_dim": 8,
-        "decoder_dim": 8, "attention_dim": 8,
+        "decoder_dim": 8, "attention_dim": 8, **settings,
     }  # fmt: skip
     torch.manual_seed(seed)
     encoder, decoder = Encoder(config["encoder"], "none", 2, 6), build_decoder(config, len(word_map), 6)

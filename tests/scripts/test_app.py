@@ -35,6 +35,12 @@ def test_each_model_captions_the_photo_with_probability_and_attention(models, ph
     assert width == 64 and height in (42, 43)
 
 
+def test_a_model_without_attention_captions_the_photo(tmp_path, photo):
+    save_model(tmp_path / "blind.pth", 0, decoder="show_tell", attention_dim=512)
+    [caption] = caption_photo(load_models([tmp_path / "blind.pth"], "cpu"), photo, beam_size=2).captions
+    assert caption.words and caption.alphas is None
+
+
 @pytest.mark.parametrize("sample", [False, True])
 def test_several_captions_come_best_first(models, photo, sample):
     captions = caption_photo(models[:1], photo, beam_size=4, n_best=3, sample=sample).captions
