@@ -15,7 +15,7 @@ from pathlib import Path
 
 import skimage.data
 
-from captioning.command_line import run_script
+from captioning.command_line import run_script, split_words
 from captioning.config_fields import check_fields
 from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
@@ -56,7 +56,7 @@ class Config:
 
 def main(config):
     check_fields(config)
-    train_options = split_options(config.train_options)
+    train_options = split_words("train_options", config.train_options or "")
     folder, run_folder = f"data/{config.dataset}", config.run_folder or f"runs/{config.dataset}"
     annotations = config.annotations or ()
     if isinstance(annotations, str):
@@ -89,17 +89,6 @@ def sample_photos():
     folder = Path(skimage.data.__file__).parent
     names = ("astronaut.png", "camera.png", "motorcycle_left.png", "chelsea.png", "coffee.png", "rocket.jpg")
     return [str(folder / name) for name in names if (folder / name).is_file()]
-
-
-def split_options(text):
-    """
-    :return: list of command line words
-    :raises UserError: if a quotation mark is not closed
-    """
-    try:
-        return shlex.split(text or "")
-    except ValueError as error:
-        raise UserError(f"train_options: {text[:80]!r} cannot be split into words ({error}); correct it") from None
 
 
 def choose_recipe(annotations, train_options):

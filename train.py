@@ -349,8 +349,7 @@ def finish_epoch(run, folder, measured, figure):
     :param measured: dict of validation's losses and scores, learning rate and seconds
     :param figure: for TensorBoard, or None
     """
-    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **measured}
-    is_best, lowered = run.finish_epoch(entry)
+    is_best, lowered = run.finish_epoch(run.entry(measured))
     log_epoch(run, figure)
     folder.save(run, is_best)
     run.log.table(run.history)

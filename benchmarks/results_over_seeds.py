@@ -25,12 +25,12 @@ from pydantic import Field
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a benchmark is run from anywhere
 
-from captioning.command_line import run_script
+from captioning.command_line import run_script, split_words
 from captioning.config_fields import check_fields
+from captioning.evaluation.metrics import ALL as METRICS
 from captioning.storage.files import load_json, save_json
 from utils import BeamSizes, Count, Split, UserError
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 SETTINGS = ("recipe", "evaluation", "split", "beam_sizes")  # what a name stands for
 COLUMNS = ("name", "seeds", "split", "beam", *(f"{metric} {kind}" for metric in METRICS for kind in ("mean", "std")))
 OURS = ("seed", "run_folder", "resume", "overwrite")  # options that are not the recipe's to say
@@ -71,10 +71,7 @@ def split_options(name, text):
     :return: list of command line words
     :raises UserError: if a quotation mark is not closed, or an option is ours to give
     """
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{name}: {text[:80]!r} cannot be split into words ({error}); correct it") from None
+    words = split_words(name, text)
     for option in OURS:
         if any(word.partition("=")[0] == f"--{option}" for word in words):
             raise UserError(f"{name}: --{option} found, but each seed's run gets its own; leave it out")

@@ -10,6 +10,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -248,3 +249,15 @@ def take_words(rest, given, options):
         raise UserError(f"'{rest[0]}': found where an option was expected, such as --{first.name}")
     if rest:
         given[first.name] = [*rest, *given.get(first.name, [])]
+
+
+def split_words(name, text):
+    """
+    :param name: of the field whose text holds options of another script
+    :return: list of command line words
+    :raises UserError: if a quotation mark is not closed
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{name}: {text[:80]!r} cannot be split into words ({error}); correct it") from None

@@ -61,9 +61,14 @@ class Blip:
         """:return: of how many pieces a caption may be, its beginning and end included"""
         return self.model.config.text_config.max_position_embeddings
 
+    @property
+    def max_pieces(self):
+        """:return: of how many pieces a caption may be, without [DEC] and [SEP], which take two positions"""
+        return self.max_positions - 2
+
     def check_pieces(self, max_pieces):
         """:raises UserError: if the model has too few positions for captions of so many pieces"""
-        most = self.max_positions - 2  # [DEC] and [SEP] take two
+        most = self.max_pieces
         if max_pieces > most:
             raise UserError(f"max_pieces: {max_pieces} found, at most {most} expected, for which this model has places")
 
@@ -99,7 +104,7 @@ class Blip:
     def fits(self, caption):
         """:return: whether the model has room for a caption's pieces; caption: list of words"""
         pieces = self.processor.tokenizer.tokenize(self.text_of(caption))
-        return len(pieces) <= self.max_positions - 2  # [DEC] and [SEP] take two
+        return len(pieces) <= self.max_pieces
 
     def spell(self, captions, max_pieces=None):
         """
@@ -112,14 +117,9 @@ class Blip:
         """
         tokenizer = self.processor.tokenizer
         if max_pieces is None:
-            max_pieces = self.max_positions - 2  # [DEC] and [SEP] take two
-        tokens = tokenizer(
-            [self.text_of(words) for words in captions],
-            padding=True,
-            truncation=True,
-            max_length=max_pieces + 2,
-            return_tensors="pt",
-        )
+            max_pieces = self.max_pieces
+        texts = [self.text_of(words) for words in captions]
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_pieces + 2, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)  # (N, T) each
         ids[:, 0] = self.model.config.text_config.bos_token_id
         return ids, mask
@@ -211,16 +211,12 @@ class Blip:
             ]
             if not known:
                 continue
-            rows, captions = (
-                torch.tensor([i for i, _ in known]),
-                [caption for _, caption in known],
-            )  # (N,), their photos
+            rows = torch.tensor([i for i, _ in known])  # (N,), caption's photo
+            captions = [caption for _, caption in known]
             total -= self.log_probs(self.see(batch.images)[rows.to(self.device)], *self.spell(captions)).sum().item()
             words += sum(len(caption) + 1 for caption in captions)
         if not words:
-            raise UserError(
-                f"references: none has at most {self.max_positions - 2} pieces, which this model has places for"
-            )
+            raise UserError(f"references: none has at most {self.max_pieces} pieces, which this model has places for")
         return math.exp(total / words)
 
     def save(self, folder):

@@ -96,8 +96,8 @@ class EfficientNetLite(nn.Sequential):
         for _, _, stride, _, _ in STAGES:
             side *= stride
             numbers.append(max(1, side.bit_length() - 2))
-        ends = [(self.conv_stem, 1), (self.bn1, 1)], [(self.conv_head, numbers[-1]), (self.bn2, numbers[-1])]
-        return [*ends[0], *zip(self.blocks, numbers, strict=True), *ends[1]]
+        stages = zip(self.blocks, numbers, strict=True)
+        return [(self.conv_stem, 1), (self.bn1, 1), *stages, (self.conv_head, numbers[-1]), (self.bn2, numbers[-1])]
 
 
 class InvertedResidual(nn.Module):

@@ -54,6 +54,7 @@ class Augmentation(nn.Module):
                 raise UserError(f"{name}: {value} found, 0 to 1 expected")
         if crop_min_scale == 0:
             raise UserError("crop_min_scale: 0 found, a share of the photo's area such as 0.5 expected, or 1 for none")
+        self.settings = settings
         self.crop_min_scale, self.flip, self.colour, self.warp, self.noise = settings.values()
 
     @property
@@ -119,8 +120,7 @@ class View:
 
     def description(self):
         """:return: text that changes with what the photos look like"""
-        settings = {name: value for name, value in vars(self.augmentation).items() if isinstance(value, float | int)}
-        return f"{self.number} {settings} {self.may_flip.tolist()}"
+        return f"{self.number} {self.augmentation.settings} {self.may_flip.tolist()}"
 
 
 def says_left_or_right(captions, word_map, image_rows=None):

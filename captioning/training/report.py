@@ -62,8 +62,7 @@ def log_epoch(run, figure):
     :param figure: where the model looked in one photo, or None
     """
     entry = run.history[-1]
-    scores = {name: entry[name] for name in metrics.ALL if name in entry}
-    curves = {"cross_entropy": entry["val_loss"], **scores}
+    curves = {"cross_entropy": entry["val_loss"], **scores_in(entry)}
     run.log.numbers({f"val/{name}": value for name, value in curves.items()}, run.epoch)
     if figure:
         run.log.figure("val/attention", figure, run.epoch)
@@ -91,9 +90,12 @@ def figure_of_first_photo(run, captioner, dataset):
         [[best]] = captioner.search(
             torch.from_numpy(photo).unsqueeze(0), run.config.val_beam_size, run.max_length, keep_alphas=True
         )
-    words = captioner.sentence(best)
-    alphas = None if best.alphas is None else best.alphas[: len(words)].float()  # (words, P)
-    return attention_figure(photo.transpose(1, 2, 0), words, alphas)
+    return attention_figure(photo.transpose(1, 2, 0), captioner.sentence(best), best.alphas_of_words())
+
+
+def scores_in(entry):
+    """:return: dict of metric -> value, of what a run notes of an epoch"""
+    return {name: entry[name] for name in metrics.ALL if name in entry}
 
 
 def epoch_line(entry, config, is_best):
@@ -119,10 +121,9 @@ def print_within_epoch(run, measured):
 
     :param measured: dict of validation's losses and scores, learning rate and seconds
     """
-    entry = {"epoch": run.epoch + 1, "step": run.step, **run.mean_readings(), **measured}
+    entry = run.entry(measured)
     print(f"step {run.step:,}, within " + epoch_line(entry, run.config, is_best=False))
-    scores = {name: value for name, value in entry.items() if name[0].isupper()}
-    run.log.numbers({f"val_within_epochs/{name}": value for name, value in scores.items()}, run.step)
+    run.log.numbers({f"val_within_epochs/{name}": value for name, value in scores_in(entry).items()}, run.step)
     if warning := reward_warning([*run.history, entry], run.config):
         print(warning)
 

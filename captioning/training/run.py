@@ -140,6 +140,13 @@ class Run:
             self.model = None  # the old wrapper goes before the new one comes: both would listen to the decoder
             self.model = wrap(EncoderDecoder(self.encoder, self.decoder), share_buffers=True)
 
+    def entry(self, measured):
+        """
+        :param measured: dict of validation's losses and scores, learning rate and seconds
+        :return: dict of how far the run is and how it goes, for `history`, the curves and the epoch's line
+        """
+        return {"epoch": self.epoch + 1, "step": self.step, **self.mean_readings(), **measured}
+
     def mean_readings(self):
         """:return: dict of the means over the epoch under way: "train_loss" and so on"""
         return {READINGS.get(name, f"train_{name}"): total / number for name, (total, number) in self.sums.items()}

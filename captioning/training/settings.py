@@ -6,6 +6,7 @@ from pathlib import Path
 from captioning.config_fields import check_fields, fields_read_in
 from captioning.distributed import get_world_size
 from captioning.networks.registry import SETTINGS, WITH_ATTENTION
+from captioning.training.start import build_augmentation
 from utils import UserError
 
 
@@ -28,7 +29,7 @@ def check_config(config):
         ("fine_tune_embeddings", config.word_vectors is not None, "--word_vectors"),
         ("embedding_lr", config.fine_tune_embeddings, "--fine_tune_embeddings"),
         ("cached_views", config.cache_features, "--cache_features"),
-        ("cached_views", changes_photos(config), "--crop_min_scale, --flip, --colour, --warp or --noise"),
+        ("cached_views", build_augmentation(config).active, "--crop_min_scale, --flip, --colour, --warp or --noise"),
         ("clip_at", config.clip != "none", "--clip value or norm"),
         ("schedule_patience", config.schedule == "plateau", "--schedule plateau"),
         ("schedule_gamma", config.schedule in ("plateau", "steps", "exponential"), "such a --schedule"),
@@ -64,11 +65,6 @@ def check_config(config):
             f"start_from: {config.start_from} found, but --resume {config.resume} continues with that run's own "
             "weights; leave one of them out"
         )
-
-
-def changes_photos(config):
-    """:return: whether any augmentation is asked for"""
-    return config.crop_min_scale < 1 or any((config.flip, config.colour, config.warp, config.noise))
 
 
 def check_total_steps(config, total_steps):

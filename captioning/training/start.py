@@ -62,7 +62,7 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         encoder=encoder,
         decoder=decoder,
         model=wrap(EncoderDecoder(encoder, decoder), share_buffers=not encoder.frozen),
-        augmentation=Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise).train(),
+        augmentation=build_augmentation(config).train(),
         loss_function=CaptionLoss(
             config.doubly_stochastic_weight, config.label_smoothing, config.reinforce_weight, config.entropy_weight
         ).to(device),
@@ -114,6 +114,11 @@ def check_photos_are_large_enough(encoder, image_size):
             f"encoder: {encoder.name} cannot see photos of {image_size} px ({reason}); make the files with a larger "
             "--image_size, or choose another --encoder"
         ) from error
+
+
+def build_augmentation(config):
+    """:return: the `Augmentation` that the config asks for; by default one that changes nothing"""
+    return Augmentation(config.crop_min_scale, config.flip, config.colour, config.warp, config.noise)
 
 
 def epochs_of_true_captions(config):
