@@ -248,7 +248,7 @@ def load_blip(name, device="cpu"):
     :raises UserError: if there is no such model, it cannot be downloaded, or it is not a captioning BLIP
     """
     try:  # a folder, or what was downloaded before
-        blip, absent = read_blip(name, local_files_only=True)
+        blip = read_blip(name, local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # a missing or damaged file fails in a dozen ways, with as many exceptions
@@ -256,23 +256,19 @@ def load_blip(name, device="cpu"):
             raise cannot_load(name, error) from error
         check_reachable(name)
         try:
-            blip, absent = read_blip(name)
+            blip = read_blip(name)
         except UserError:
             raise
         except Exception as error:
             raise cannot_load(name, error) from error
-    if absent:
-        raise UserError(
-            f"model: '{name}' is not a BLIP model that writes captions (it has no {absent[0]}); give one that does"
-        )
     blip.model.to(device).eval()
     return blip
 
 
 def read_blip(name, **options):
     """
-    :return: `Blip`, and a list of the weights that its files should have but have not
-    :raises UserError: if its files or its config make no sense
+    :return: `Blip`
+    :raises UserError: if its files or its config make no sense, or lack weights
     """
     for path in Path(name).iterdir() if Path(name).is_dir() else ():
         if not path.is_dir():
@@ -283,10 +279,14 @@ def read_blip(name, **options):
     model, found = BlipForConditionalGeneration.from_pretrained(
         name, config=config, output_loading_info=True, **options
     )
+    if absent := sorted(map(str, found["missing_keys"])):  # they stand for whatever was in the memory
+        raise UserError(
+            f"model: '{name}' is not a BLIP model that writes captions (it has no {absent[0]}); give one that does"
+        )
     for key, weight in model.state_dict().items():
         if not weight.isfinite().all():
             raise UserError(f"model: '{key}' of '{name}' has values that are not finite numbers; get or make it again")
-    return Blip(model, processor), sorted(map(str, found["missing_keys"]))
+    return Blip(model, processor)
 
 
 def check_model_config(config):
