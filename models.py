@@ -223,7 +223,7 @@ class CaptionDecoder(nn.Module):
         outputs, alphas, log_probs = [], [], []
         for t, n in enumerate(batch_sizes):
             if n < len(state[0]):  # the shortest captions have ended
-                state = select_rows(state, slice(n))
+                state = state._make(part[:n] for part in state)
             words = captions[:n, t]  # (n,)
             if t > 0 and teacher_forcing < 1:
                 words = self.mix_words(words, outputs[-1][:n], teacher_forcing)  # (n,)
@@ -265,8 +265,8 @@ def sort_by_length(captions, lengths, image_rows=None):
 
 
 def select_rows(state, rows):
-    """:return: the state of some of the batch's rows: indices (n,), or a slice"""
-    return state._make(part[rows] for part in state)
+    """:return: the state of some of the batch's rows, by their indices (n,)"""
+    return state._make(part.index_select(0, rows) for part in state)  # sums gradients in one order; part[rows] does not
 
 
 class StackedLSTM(nn.ModuleList):

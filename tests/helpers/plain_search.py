@@ -46,7 +46,7 @@ def plain_sample(decoder, features, rules, top_k=0, top_p=1.0, generator=None, k
         for row in leaves.nonzero().flatten().tolist():
             total, ids = totals[row].item(), written[row, :-1] if cut[row] else written[row]
             captions[photos[row]] = hypothesis(ids, total, total, looked, row, rules)
-        stays = ~leaves
+        stays = (~leaves).nonzero().squeeze(1)
         photos, words, written, totals = photos[stays], words[stays], written[stays], totals[stays]
         state = select_rows(state, stays)
         looked = None if looked is None else looked[stays]
@@ -109,7 +109,7 @@ def plain_beam_search(decoder, features, rules, beam_size, normalisation, reward
         stays = totals.amax(dim=1) > -torch.inf
         if normalisation == "none" and n_best == 1:
             stays &= totals.amax(dim=1) > best_ended
-        state = select_rows(select_rows(state, rows), stays.repeat_interleave(beam_size))
+        state = select_rows(select_rows(state, rows), stays.repeat_interleave(beam_size).nonzero().squeeze(1))
         photos, room, best_ended, totals = photos[stays], room[stays], best_ended[stays], totals[stays]
         words, written = words[stays], written[stays]
         looked = None if looked is None else looked[stays]

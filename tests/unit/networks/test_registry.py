@@ -286,3 +286,29 @@ def test_a_setting_that_the_decoder_does_not_have_is_refused(name, field, value,
 def test_a_value_that_makes_no_sense_is_refused(name, field, value):
     with pytest.raises(UserError, match=f"{field}: .*found, .*expected"):
         build_decoder({"decoder": name, field: value}, VOCAB, 8)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_several_threads_give_the_same_gradients_each_time_to_the_last_bit(name, four_threads):
+    decoder = build(name, encoder_dim=128)
+    features = grid(8, (8, 8), encoder_dim=128).requires_grad_()
+    rows, lengths = captions(40)
+    photos = torch.arange(8).repeat_interleave(5)  # the gradients of five captions are added up in the photo's row
+
+    def gradient():
+        decoded = decoder(features, rows, lengths, photos)
+        return torch.autograd.grad(objective(decoded.logits, decoded.alphas, decoded.targets), features)[0]
+
+    torch.manual_seed(0)
+    once = gradient()
+    for _ in range(10):
+        torch.manual_seed(0)
+        assert torch.equal(gradient(), once)
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
