@@ -36,13 +36,12 @@ SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
 
 
 @torch.no_grad()
-def cache_features(encoder, image_file, device, batch_size=None, autocast=None, view=None):
+def cache_features(encoder, image_file, device, batch_size=32, autocast=None, view=None):
     """
     Compute the features of all photos of a split, or of a changed copy of each, unless a file of them is already there.
 
     :param encoder: a frozen `Encoder`, on `device`
     :param image_file: HDF5 file of the split's images
-    :param batch_size: photos at a time; default 32, on a CPU 8, whose intermediate results stay near the processor
     :param autocast: a context manager to compute within, such as torch.autocast("cuda"); None for full precision
     :param view: an `augmentation.View`, how the photos are changed; None for the photos themselves
     :return: path of an HDF5 file, `features` (I, height, width, native_dim) float16 in the order of the images
@@ -74,7 +73,6 @@ def cache_features(encoder, image_file, device, batch_size=None, autocast=None, 
                 f"{path.parent}: {free / 1e9:.2f} GB are free, the feature cache needs {size / 1e9:.2f} GB; make room, "
                 "or go without it: --no_cache_features"
             )
-        batch_size = batch_size or (8 if torch.device(device).type == "cpu" else 32)
         batches = compute_features(encoder, images, device, batch_size, autocast, view)
         if is_first():
             try:

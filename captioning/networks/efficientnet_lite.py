@@ -151,6 +151,8 @@ class SamePadded(nn.Conv2d):
     """A convolution padded as TensorFlow does: the result has 1/stride of the side, and an odd pixel more goes last."""
 
     def forward(self, x):
+        if self.stride == (1, 1):  # as much on both sides, which the convolution does by itself
+            return F.conv2d(x, self.weight, self.bias, padding="same", groups=self.groups)
         padding = []
         for side, kernel, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride, strict=True):
             missing = max(0, (math.ceil(side / stride) - 1) * stride + kernel - side)

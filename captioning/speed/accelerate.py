@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from captioning.speed.attention_in_parts import AttentionInParts
+from captioning.speed.memory import keep_freed_memory
 from captioning.speed.shared_products import (
     SharingEmbedding,
     SharingLinear,
@@ -37,6 +38,7 @@ def accelerate(decoder, ways=tuple(FASTER)):
     :param ways: which of `FASTER` to take; benchmarks/train_step.py measures what each gives
     :return: the same decoder
     """
+    keep_freed_memory()
     if missing := missing_operation():
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
