@@ -26,7 +26,7 @@ from utils import CountOrZero, UserError
 # of a small decoder then takes half a minute.
 SHAPES_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --encoder_dim 128 --embed_dim 128
     --decoder_dim 256 --attention_dim 128 --dropout 0.3 --doubly_stochastic_weight 0 --image_major --batch_size 8
-    --optimizer adamw --decoder_lr 2e-3 --weight_decay 1e-3 --epochs 5 --schedule cosine --val_beam_size 1
+    --optimizer adamw --decoder_lr 2e-3 --weight_decay 1e-3 --epochs 4 --schedule cosine --val_beam_size 1
     --val_share 0.3"""
 # The same encoder for photos of your own: nothing is downloaded for them either.
 PHOTOS_RECIPE = """--encoder efficientnet_lite2 --encoded_image_size 8 --image_major --batch_size 13 --decoder_lr 1e-3
