@@ -13,6 +13,7 @@ from skimage.transform import pyramid_expand, resize
 
 from captioning.display.arrays import check_image, square_grids
 from captioning.display.fonts import families_for
+from captioning.screen import printable
 
 PANELS_A_ROW = 6
 FULL_LIGHT = 4.0  # times the mean: weights up to which no panel is lit fully, so that even attention looks even
@@ -34,7 +35,7 @@ def attention_figure(image, words, alphas, smooth=True, betas=None):
     :return: Figure; without `alphas` it holds the photo and the caption alone
     :raises ValueError: if the shapes do not fit together
     """
-    image = check_image(image)
+    image, words = check_image(image), list(map(printable, words))  # matplotlib cannot draw half a character
     caption = " ".join(words)
     if alphas is None:
         figure = Figure(figsize=(5, 5 * image.shape[0] / image.shape[1] + 0.5), layout="constrained")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from drawn_pictures import PHOTO, pictures
 from matplotlib import font_manager
+from matplotlib.text import Text
 
 from captioning.display.attention_figures import attention_figure, spotlight, upscale_attention
 from captioning.display.figure_files import save_figure
@@ -143,3 +144,12 @@ def test_characters_that_no_font_has_are_named_in_one_line(capsys, monkeypatch):
     assert "no font on this computer has 狗" in capsys.readouterr().err
     attention_figure(PHOTO, ["dog"], np.full((1, 4), 0.25))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_words_that_are_no_unicode_text_are_drawn_with_substitutes(tmp_path, attention):
+    image = np.zeros((8, 8, 3), np.uint8)
+    figure = attention_figure(image, ["half\ud800", "\x1b[31mred"], np.full((2, 4), 0.25) if attention else None)
+    figure.savefig(tmp_path / "figure.png")
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert any("half\ufffd" in text for text in texts) and not any("\x1b" in text for text in texts)
