@@ -7,11 +7,11 @@ BIN := .venv/bin
 demo: .venv/installed          ## the whole pipeline on the built-in dataset
 	$(BIN)/python run_pipeline.py
 
-test: lint                     ## ruff, then every test
-	$(BIN)/python -m pytest
+test: lint                     ## ruff, then every test: two processes, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: lint                    ## ruff, then the tests that take no time
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
         ("train_step.py", ["--encoder", "resnet18", "--batch_size", "5", "--repeats", "1"]),
         ("evaluate.py", ["--encoder", "resnet18", "--photos", "2", "--plain_photos", "1", "--captions_per_image", "1"]),
         ("start.py", ["--repeats", "1"]),
+        ("encoder.py", ["--encoder", "resnet18", "--batch_size", "1", "--repeats", "1"]),
         ("caption_folder.py", ["--encoder", "resnet18", "--photos", "1", "2", "--plain_photos", "1"]),
     ],
 )
