@@ -179,8 +179,8 @@ class BatchOrder(Sampler):
 
     With several views, each item is shown in one of them, the next one in each epoch.
 
-    Of several processes, each gets its share of every batch. Where the last one is too short for all of them, a process
-    without a share gets an item that does not count, as every process has to take part in every step.
+    Of several processes, each gets its share of every batch. Where the last batch is too short for all of them, a
+    process without a share gets an item that does not count, as every process has to take part in every step.
     """
 
     def __init__(self, lengths, batch_size, bucket=False, seed=0, rank=0, world_size=1, views=1):

@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 
 class Decoded(NamedTuple):
-    """What teacher forcing gives. Packed: the first word of every caption, then every second word, and so on."""
+    """What teacher forcing gives. Packed: the first word of each caption, then the second of each, and so on."""
 
     logits: torch.Tensor  # (M, vocab_size), M words to predict in all captions together
     targets: torch.Tensor  # (M,), the ids of these words
@@ -335,14 +335,14 @@ class DecoderWithAttention(CaptionDecoder):
 
     def step(self, words, state):
         """
-        Look, then write: attention asked by the last hidden state, then the LSTM (equations 1 to 5).
+        Look, then write: attention asked by the last hidden state, then the LSTM (equations 1 to 6).
 
         :return: output (N, output_dim), alpha (N, P), the new state; after the words (N,)
         """
         last = state.h[:, -1]  # (N, decoder_dim)
         alpha = self.attention(state.keys, last)  # (N, P)
         weights, state = self.look(alpha, state)  # (N, P)
-        context = weighted_mean(weights, state.features, self.encoded_image_size)  # (N, encoder_dim)
+        context = weighted_mean(weights, state.features, self.encoded_image_size)  # (N, encoder_dim), equation 6
         if self.f_beta is not None:
             context = torch.sigmoid(self.f_beta(last)) * context  # (N, encoder_dim)
 

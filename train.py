@@ -47,7 +47,7 @@ class Config:
     save_minutes: NotNegative = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
 
     # Encoder
-    encoder: str = "resnet101"  # torchvision's name of the network
+    encoder: str = "resnet101"  # torchvision's name of the network, or another of docs/recipes.md
     encoder_weights: str = "imagenet"  # 'imagenet' (downloaded), 'none' (random), or a file with a state dict
     encoded_image_size: GridSide = 14  # side of the grid that attention sees, in locations
     encoder_dim: Dimension | None = None  # of each location, by a 1 x 1 convolution; default the network's own
@@ -78,7 +78,7 @@ class Config:
     state_dropout: Probability = 0.0  # soft, hard, show_tell: the same for the LSTM's first state
 
     # Loss
-    doubly_stochastic_weight: NotNegative = 1.0  # how much each location should be looked at about once (eq. 14)
+    doubly_stochastic_weight: NotNegative = 1.0  # weight of looking at each location about once (paper, eq. 14)
     label_smoothing: Share = 0.0  # share of the target that is spread over all words (Szegedy et al. 2016)
     reinforce_weight: NotNegative = 0.1  # hard: weight of the reward for drawn locations (paper, 4.1; its code: 0.1)
     entropy_weight: NotNegative = 0.002  # hard: weight of attention's entropy (paper, 4.1; its code: 0.002)
@@ -99,7 +99,7 @@ class Config:
     embedding_lr: Positive | None = None  # learning rate of the word embeddings; default that of the decoder
     weight_decay: NotNegative = 0.0  # pull of all weights towards 0
     ema_decay: Decay = 0.0  # validate, and keep as best.pth, a moving average of the weights; 0.999 is usual, 0 is none
-    average_last: Count = 1  # the same with the mean of the weights after each of the last so many epochs
+    average_last: Count = 1  # the same with a plain mean: of the weights after each of the last epochs, this many
     clip: Literal["value", "norm", "none"] = "value"  # limit each gradient, or their norm (Pascanu 2013)
     clip_at: Positive = 5.0  # largest absolute value, or norm, of the gradients
     schedule: Literal["none", "steps", "plateau", "exponential", "cosine", "one_cycle"] = "plateau"  # of learning rates
@@ -217,7 +217,7 @@ def train(run, order, folder, unchanged, meteor):
     Epochs of training, each followed by validation, until their number is reached or scores no longer rise. Validation
     within an epoch only tells how it goes.
 
-    :param run: `Run`
+    :param run: `Run` of captioning/training/run.py: model, optimizer, schedule, and how far they are
     :param order: `BatchOrder` of the training captions
     :param folder: `RunFolder`
     :param unchanged: `UnchangedFiles` of the validation data
@@ -266,7 +266,7 @@ def train_one_epoch(run, loader, resident, critic, watch):
     """
     One pass over the captions, or what is left of it: forward, backward, clip, step.
 
-    :param run: `Run`
+    :param run: `Run`; its loss is `CaptionLoss` of captioning/training/losses.py
     :param loader: DataLoader of training batches
     :param resident: features of all photos that are on the GPU already, or None
     :param critic: `SelfCritic`, if the model is taught by its own captions, else None

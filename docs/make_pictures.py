@@ -60,7 +60,8 @@ class Config:
 
 def main(config):
     folder = Path(config.folder)
-    cat = skimage.data.chelsea()[:, 60:360]  # (300, 300, 3)
+    cat = Image.fromarray(skimage.data.chelsea()[:, 60:360])  # 300 x 300 pixels
+    cat = np.asarray(cat.resize((256, 256), Image.Resampling.LANCZOS))  # (256, 256, 3), as the encoder sees photos
     save(architecture_diagram(cat, ["a", "tabby", "cat"]), folder / "architecture.png")
     save(encoder_grid_figure(cat, GRID, location=(8, 5)), folder / "encoder_grid.png")
     save(attention_step_diagram(cat, hand_made_scores((0.42, 0.42), 0.13), "eyes"), folder / "attention_step.png")
@@ -136,12 +137,12 @@ def doubly_stochastic():
 
 def teacher_forcing():
     """Draw which word the decoder is shown: the true one in training, its own when it writes by itself."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = drawing(figure, 11, 4.6)
+    figure = Figure(figsize=(11, 4.7), layout="constrained")
+    axes = drawing(figure, 11, 4.7)
     truth, own = ["a", "tabby", "cat", "sits"], ["a", "small", "dog", "runs"]
     for bottom, title, shown, written in (
         (2.6, "teacher forcing", ["<start>", *truth[:3]], ["a", "small", "cat", "sits"]),
-        (0.2, "free running", ["<start>", *own[:3]], own),
+        (0.2, "writing alone", ["<start>", *own[:3]], own),
     ):
         axes.text(0.1, bottom + 1, title, fontsize=14, va="center")
         for t, (before, after) in enumerate(zip(shown, written, strict=True)):

@@ -78,7 +78,7 @@ def attention_step_diagram(image, scores, word):
         show_photo(panel, picture, title, fontsize=14, cmap=cmap, extent=extent)
         panel.set_xlabel(formula, fontsize=14)
     draw_grid(panels[0], image, len(scores))
-    legend = panels[1].inset_axes((0.25, -0.32, 0.5, 0.05))
+    legend = panels[1].inset_axes((0.25, -0.23, 0.5, 0.05))
     figure.colorbar(panels[1].images[0], cax=legend, orientation="horizontal")
     arrow = {"arrowstyle": "-|>", "linewidth": 2, "color": GREY, "mutation_scale": 20}
     for panel in panels[:3]:

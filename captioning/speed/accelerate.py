@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import nn
 
-from captioning.speed.attention_in_parts import AttentionInParts
+from captioning.speed.attention_in_parts import AttentionInParts, scores_by_the_formula
 from captioning.speed.memory import keep_freed_memory
 from captioning.speed.shared_products import (
     SharingEmbedding,
@@ -43,6 +43,10 @@ def accelerate(decoder, ways=tuple(FASTER)):
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
     classes = {plain: fast for way in ways for plain, fast in FASTER[way].items()}
+    attentions = [module for module in decoder.modules() if type(module) is Attention]
+    if Attention in classes and not all(map(scores_by_the_formula, attentions)):
+        print("fast_cpu: Attention.scores in models.py is another formula now; it is computed as it stands there")
+        del classes[Attention]
     for module in decoder.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

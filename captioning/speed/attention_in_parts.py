@@ -36,6 +36,21 @@ class AttentionInParts(Attention):
         return super().scores(keys, query)
 
 
+def scores_by_the_formula(attention):
+    """:return: whether `Attention.scores` is the formula of this file; not if somebody tries another in models.py"""
+    try:
+        weight = attention.full_att.weight  # (1, attention_dim)
+        numbers = torch.arange(8 * weight.numel(), dtype=weight.dtype, device=weight.device).sin()  # as good as drawn
+        keys, query = numbers.view(8, -1).split([6, 2])
+        keys = keys.view(2, 3, -1)  # (N, P, attention_dim)
+        with torch.no_grad():
+            found = attention.scores(keys, query)  # (N, P)
+            expected = attention.full_att(attention.nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    except (AttributeError, RuntimeError):  # it has other layers, or wants other shapes
+        return False
+
+
 def captions_at_a_time(keys):
     """:return: how many captions' keys (N, P, attention_dim) fit into a part, at least 1"""
     return max(1, PART // (keys.shape[1:].numel() * keys.element_size()))

@@ -27,8 +27,8 @@ class CaptionLoss(nn.Module):
         :param doubly_stochastic_weight: lambda of equation 14: look at each location about once in a caption
         :param label_smoothing: share of the target that is spread over all words (Szegedy et al. 2016)
         :param reinforce_weight: lambda_r of section 4.1, how much the drawn locations' reward counts
-        :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted. (0.1 and 0.002 stand in
-            the paper's code, but on another scale: its reward is a mean over words, and neither is divided by the
+        :param entropy_weight: lambda_e of section 4.1, how much spread-out attention is wanted. (The paper's code
+            has 0.1 and 0.002 too, but on another scale: its reward is a mean over words, and neither is divided by the
             batch.)
         :param baseline_momentum: share of the old baseline in the new one
         """

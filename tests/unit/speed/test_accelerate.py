@@ -15,6 +15,7 @@ from captioning.networks.registry import DECODERS, build_decoder
 from captioning.speed import accelerate as accelerating
 from captioning.speed import attention_in_parts, shared_products
 from captioning.speed.accelerate import FASTER, accelerate
+from models import Attention
 
 QUICK_CLASSES = [quick for classes in FASTER.values() for quick in classes.values()]
 SIZES = {"embed_dim": 7, "decoder_dim": 7, "encoded_image_size": 3, "dropout": 0.0}
@@ -156,6 +157,39 @@ def test_a_step_leaves_nothing_to_the_garbage_collector():
 def shared_objects():
     kinds = shared_products._Shared, attention_in_parts.SharedKeys
     return [thing for thing in gc.get_objects() if type(thing) in kinds]
+
+
+def dot_product(attention, keys, query):
+    return (keys @ query.unsqueeze(2)).squeeze(2)
+
+
+def leaky(attention, keys, query):
+    return attention.full_att(F.leaky_relu(keys + query.unsqueeze(1))).squeeze(2)
+
+
+def with_a_layer_of_its_own(attention, keys, query):
+    return attention.no_such_layer(keys + query.unsqueeze(1)).squeeze(2)
+
+
+@pytest.mark.parametrize("scores", [dot_product, leaky, with_a_layer_of_its_own])
+def test_another_formula_in_models_is_trained_as_it_stands(monkeypatch, capsys, scores):
+    """A reader changes `Attention.scores`: training must not go on with the old formula behind their back."""
+    monkeypatch.setattr(attention_in_parts, "ENOUGH", 1)
+    monkeypatch.setattr(Attention, "scores", scores)
+    plain = build_decoder({"decoder": "soft", "fast_cpu": False} | SIZES, 11, 6)
+    quick = accelerate(copy.deepcopy(plain))
+    assert "Attention.scores" in capsys.readouterr().out
+    assert type(quick.attention) is Attention
+    if scores is not with_a_layer_of_its_own:
+        batch = grid(6).requires_grad_(), *captions(6)
+        assert_same(loss_and_gradients(quick, *batch), loss_and_gradients(plain, *batch))
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_the_formula_of_the_paper_is_recognised(capsys, nonlinearity):
+    assert attention_in_parts.scores_by_the_formula(Attention(6, 5, 4, nonlinearity))
+    build_decoder({"decoder": "soft", "attention_nonlinearity": nonlinearity}, 11, 6)
+    assert capsys.readouterr().out == ""
 
 
 def test_fast_cpu_can_be_turned_off():
