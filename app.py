@@ -7,6 +7,7 @@ is, and where the model looked for the word under the pointer. Several models st
 Photos are deleted after ten minutes. It needs `pip install -r requirements-app.txt`.
 """
 
+import contextlib
 import html
 import os
 import sys
@@ -15,15 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.command_line import check_command_line, run_script
-from captioning.config_fields import check_fields
-from utils import Count, choose_device
+from captioning.config_fields import check_fields, check_value
+from utils import BeamSizeOfPage, CaptionsOfPage, Count, Port, Positive, choose_device
 
 
 @dataclass
 class Config:
     model: tuple[str, ...] = ()  # checkpoints or run folders, side by side; default the newest of runs/
     host: str = "127.0.0.1"  # address that the page is served at; 0.0.0.0 lets other computers in
-    port: Count = 7860
+    port: Port = 7860
     max_megabytes: Count = 20  # of a photo's file
     device: str = "auto"  # 'cpu', 'cuda', 'cuda:1' ...; auto takes a GPU if there is one
 
@@ -50,6 +51,8 @@ except ImportError:
     sys.exit(2)
 
 KEPT = 600  # seconds that an uploaded photo is kept
+# Of the page, as `caption_photo` takes them, with the values that they may have.
+SETTINGS = {"beam_size": BeamSizeOfPage, "n_best": CaptionsOfPage, "sample": bool, "temperature": Positive}
 # The page of captions is a document of its own within ours, as tall as what it shows.
 FRAME = """<iframe title="Captions" srcdoc="{}" style="width: 100%; border: 0; height: 40rem" onload="
   const page = this.contentDocument.body;
@@ -90,8 +93,10 @@ def caption_photo(models, path, beam_size=5, n_best=1, sample=False, temperature
     :param n_best: captions of each model, best first; at most beam_size
     :param sample: draw n_best captions by chance instead of searching for the likeliest
     :return: `PagePhoto`
-    :raises UserError: if the file cannot be read as a photo
+    :raises UserError: if the file cannot be read as a photo, or an option has a value that `SETTINGS` does not allow
     """
+    for (name, kind), value in zip(SETTINGS.items(), (beam_size, n_best, sample, temperature), strict=True):
+        check_value(name, kind, value)  # the page's sliders have limits, but not what a program sends in their place
     shown, captions = None, []
     for name, captioner, image_size in models:
         image = read_upload(path, image_size)
@@ -123,7 +128,7 @@ def read_upload(path, size):
 
 
 def show_captions(models, path, *settings):
-    """:return: HTML of the photo with its captions, or one sentence that says what was wrong with the file"""
+    """:return: HTML of the photo with its captions, or one sentence that says what was wrong with file or settings"""
     if path is None:
         return ""
     try:
@@ -133,6 +138,20 @@ def show_captions(models, path, *settings):
     return FRAME.format(html.escape(build_page([photo], "Captions", photo_size=512, bare=True)))
 
 
+def uploaded_file(upload, folder):
+    """
+    :param upload: gradio's `ImageData` of what the page sent, or None
+    :param folder: that gradio keeps uploads in
+    :return: the photo's path, or None without a photo
+    :raises gradio.Error: if it lies elsewhere: whoever can open the page could look at any photo of this computer
+    """
+    path = upload and upload.path
+    with contextlib.suppress(OSError, ValueError):  # of a name that no file can have
+        if not path or Path(path).resolve().is_relative_to(Path(folder).resolve()):
+            return path
+    raise gradio.Error("this photo was not uploaded; drop it on the page", print_exception=False)
+
+
 def build_app(models):
     """:return: gradio.Blocks, the page with everything on it"""
     with gradio.Blocks(title="Captions", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as app:
@@ -140,7 +159,6 @@ def build_app(models):
         with gradio.Row():
             with gradio.Column(scale=1):
                 photo = gradio.Image(label="Photo", sources=["upload", "clipboard", "webcam"], height=320)
-                photo.preprocess = lambda upload: upload and upload.path  # our reader says what is wrong with a file
                 settings = [
                     gradio.Slider(1, 20, 5, step=1, label="Beam size"),
                     gradio.Slider(1, 10, 1, step=1, label="Captions of each model"),
@@ -149,6 +167,10 @@ def build_app(models):
                 ]
                 again = gradio.Button("Caption again")
             captions = gradio.HTML(elem_id="captions")
+        # What the page sends goes on as it is: `show_captions` says what is wrong with it.
+        photo.preprocess = lambda upload: uploaded_file(upload, photo.GRADIO_CACHE)
+        for setting in settings:
+            setting.preprocess = lambda value: value
         gradio.on(
             [photo.change, again.click],
             lambda path, *values: show_captions(models, path, *values),

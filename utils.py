@@ -25,6 +25,9 @@ Several = Annotated[int, Field(ge=2, le=1000)]
 ImageSize = Annotated[int, Field(ge=1, le=4096)]  # in pixels
 BeamSize = Annotated[int, Field(ge=1, le=1000)]
 BeamSizes = Annotated[tuple[BeamSize, ...], Field(min_length=1)]
+BeamSizeOfPage = Annotated[int, Field(ge=1, le=20)]  # as app.py's slider
+CaptionsOfPage = Annotated[int, Field(ge=1, le=10)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 CaptionLength = Annotated[int, Field(ge=1, le=1000)]  # in words
 LengthOrZero = Annotated[int, Field(ge=0, le=1000)]  # in words
 Workers = Annotated[int, Field(ge=0, le=1024)]  # processes

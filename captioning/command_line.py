@@ -88,8 +88,8 @@ def exit_with(error):
 
 def one_line(error):
     """:return: a UserError's text, without what a terminal would take for commands: it may quote a hostile file"""
-    last_line = str(error).strip().split("\n")[-1]  # a DataLoader's worker puts its traceback before it
-    return printable(last_line.removeprefix("utils.UserError: "))
+    _, _, after_traceback = str(error).strip().partition("\nutils.UserError: ")  # of a DataLoader's worker
+    return printable(after_traceback or str(error).strip())
 
 
 def check_command_line(config_class):

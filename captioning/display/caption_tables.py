@@ -87,7 +87,7 @@ def in_shape(photo):
     :return: (H, W, 3) uint8, in the shape of its file, with the square's side as the longer one
     """
     pixels, side = photo.image.transpose(1, 2, 0), photo.image.shape[1]
-    with contextlib.suppress(OSError):  # the file may have vanished; then the square will do
+    with contextlib.suppress(Exception):  # the file may have vanished or changed; then the square will do
         width, height = photo_size(photo.path)
         size = [max(1, round(side * length / max(width, height))) for length in (width, height)]
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -38,7 +38,7 @@ class Rules:
 
     def __post_init__(self):
         for field, least in (("max_length", 1), ("min_length", 0), ("no_repeat_ngram", 0), ("temperature", 1e-6)):
-            if getattr(self, field) < least:
+            if not getattr(self, field) >= least:  # NaN is refused too
                 raise UserError(f"{field}: {getattr(self, field)} found, {least} or more expected")
         if self.min_length > self.max_length:
             raise UserError(f"min_length: {self.min_length} found, at most max_length ({self.max_length}) expected")

@@ -1,6 +1,7 @@
 """Photos that a user names, found and read: files, folders and patterns in, batches of pixels out."""
 
 import collections
+import contextlib
 import glob
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from captioning.preparation.photos import photo_formats, photo_reader
+from captioning.preparation.photos import open_photo, photo_formats, photo_reader
 from captioning.screen import printable
 from utils import UserError
 
@@ -99,9 +100,14 @@ def read_batches(paths, size, batch_size, workers=None):
 
 
 def photo_size(path):
-    """:return: (width, height) of an upright photo in pixels; only the file's first bytes are read"""
-    with Image.open(path, formats=photo_formats()) as photo:
-        turned = photo.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    """
+    :return: (width, height) in pixels of any photo that `read_photo` reads, upright; only its first bytes are read
+    :raises Exception: as `read_photo`
+    """
+    with open_photo(path) as photo:
+        turned = False
+        with contextlib.suppress(Exception):  # a damaged note says nothing, to `read_photo` too
+            turned = photo.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         return photo.size[::-1] if turned else photo.size
 
 

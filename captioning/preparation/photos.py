@@ -42,22 +42,29 @@ def read_photo(path, size):
     :return: (3, size, size) uint8, RGB, upright
     :raises Exception: Pillow's many kinds, when the file is missing, damaged, no photo, or a decompression bomb
     """
+    with open_photo(path) as photo:
+        full_size = photo.size
+        photo.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))  # does nothing unless it is a JPEG
+        refuse_bomb(photo, full_size)
+        photo.load()
+        with contextlib.suppress(Exception):  # a damaged note beside sound pixels is no reason to lose the photo
+            ImageOps.exif_transpose(photo, in_place=True)
+        square = to_rgb(photo).resize((size, size), Image.Resampling.BILINEAR)  # antialiased, as the tutorial's
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, size, size)
+
+
+@contextlib.contextmanager
+def open_photo(path):
+    """Give a Pillow image file, not decoded yet, and keep warnings about it from the screen meanwhile."""
     if not Path(path).is_file():  # a pipe would wait for ever
         raise OSError("is missing, or is not a file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about notes beside the pixels that are not as they should be
-        with open_photo(path) as photo:
-            full_size = photo.size
-            photo.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))  # does nothing unless it is a JPEG
-            refuse_bomb(photo, full_size)
-            photo.load()
-            with contextlib.suppress(Exception):  # a damaged note beside sound pixels is no reason to lose the photo
-                ImageOps.exif_transpose(photo, in_place=True)
-            square = to_rgb(photo).resize((size, size), Image.Resampling.BILINEAR)  # antialiased, as the tutorial's
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, size, size)
+        with image_file(path) as photo:
+            yield photo
 
 
-def open_photo(path):
+def image_file(path):
     """:return: Pillow image file, not decoded yet; a JPEG of any size, as it may be decoded at an eighth of that"""
     try:
         return Image.open(path, formats=photo_formats())

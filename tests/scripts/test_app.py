@@ -1,13 +1,19 @@
 """app.py captions a photo that is dropped on its page, and says in one sentence what is wrong with another file."""
 
+import math
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from saved_model import save_model
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
 
-from app import Config, build_app, caption_photo, load_models, show_captions  # noqa: E402
+from app import Config, build_app, caption_photo, load_models, show_captions, uploaded_file  # noqa: E402
+from captioning.config_fields import check_fields  # noqa: E402
+from utils import UserError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,56 @@ def test_a_file_that_is_no_photo_gives_one_sentence_with_its_name_alone(models, 
     shown = show_captions(models, broken)
     assert shown.startswith('<p role="alert">&lt;b&gt;.jpg: cannot be read as a photo (')
     assert str(tmp_path) not in shown
+
+
+@pytest.mark.parametrize(
+    "settings, found",
+    [((0,), "beam_size: 0"), ((10**6,), "beam_size: 1000000"), ((2.5,), "beam_size: 2.5"), (("5",), "beam_size: "),
+     ((math.nan,), "beam_size: nan"), ((None,), "beam_size: None"), (([5],), "beam_size: "),
+     ((5, -1), "n_best: -1"),
+     ((5, 10**6, True), "n_best: 1000000"), ((5, 1.5, True), "n_best: 1.5"), ((5, 1, "yes"), "sample: "),
+     ((5, 1, True, math.nan), "temperature: nan"), ((5, 1, True, None), "temperature: None"),
+     ((5, 1, False, 1e-320), "temperature: 1e-320")],
+)  # fmt: skip
+def test_a_setting_that_the_page_cannot_make_gives_one_sentence(models, photo, settings, found):
+    shown = show_captions(models, photo, *settings)
+    assert shown.startswith(f'<p role="alert">{found}') and "expected</p>" in shown
+
+
+def test_only_photos_that_were_uploaded_are_shown(tmp_path):
+    folder, outside = tmp_path / "uploads", tmp_path / "outside.png"
+    (folder / "1").mkdir(parents=True)
+    outside.touch()
+    (folder / "link.png").symlink_to(outside)
+    upload = types.SimpleNamespace(path=str(folder / "1/photo.png"))
+    assert uploaded_file(upload, folder) == upload.path
+    assert uploaded_file(None, folder) is None
+    for path in (outside, folder / "../outside.png", folder / "link.png", "nul\0.png", "x" * 5000, Path("/")):
+        with pytest.raises(gradio.Error, match="was not uploaded"):
+            uploaded_file(types.SimpleNamespace(path=str(path)), folder)
+
+
+def test_the_page_passes_on_no_photo_from_elsewhere_and_its_settings_as_they_are(models, photo):
+    components = {
+        component.label: component for component in build_app(models).blocks.values() if hasattr(component, "label")
+    }
+    with pytest.raises(gradio.Error, match="was not uploaded"):
+        components["Photo"].preprocess(types.SimpleNamespace(path=str(photo)))
+    assert components["Beam size"].preprocess("many") == "many"
+    beam_size, n_best = components["Beam size"].maximum, components["Captions of each model"].maximum
+    assert len(caption_photo(models[:1], photo, beam_size, n_best).captions) == n_best
+
+
+def test_a_photo_of_hundreds_of_megapixels_or_with_damaged_notes_is_shown(models, tmp_path):
+    Image.new("L", (16000, 12000)).save(tmp_path / "large.jpg")
+    Image.new("RGB", (40, 30)).save(tmp_path / "notes.png", exif=b"Exif\0\0no TIFF file")
+    for name in ("large.jpg", "notes.png"):
+        assert caption_photo(models[:1], tmp_path / name, 1).image.shape == (48, 64, 3)
+
+
+def test_a_port_that_no_computer_has_is_refused():
+    with pytest.raises(UserError, match="port: 70000 found, a whole number from 1 to 65,535 expected"):
+        check_fields(Config(port=70000))
 
 
 def test_without_a_photo_nothing_is_shown(models):

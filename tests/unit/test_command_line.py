@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import train
 from captioning.command_line import parse_args, run_script
@@ -249,3 +250,18 @@ def test_an_error_that_quotes_a_hostile_name_is_one_harmless_line(capsys):
 
     code, lines = end(main, capsys)
     assert code == 2 and len(lines) == 1 and lines[0].isprintable()
+    assert lines[0].startswith("error: photo") and lines[0].endswith("broken")
+
+
+def test_an_error_of_a_worker_process_is_its_last_line(capsys):
+    class OneFault(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise UserError("a\nb.hdf5: is gone")
+
+    def main(config):
+        list(torch.utils.data.DataLoader(OneFault(), num_workers=1, multiprocessing_context="fork"))
+
+    assert end(main, capsys) == (2, ["error: a?b.hdf5: is gone"])

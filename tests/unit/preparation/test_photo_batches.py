@@ -1,6 +1,10 @@
 """Names, folders and patterns become photos, each once, and what is no photo is told."""
 
-from captioning.preparation.photo_batches import find_photos
+import pytest
+from PIL import Image
+
+from captioning.preparation.photo_batches import find_photos, photo_size
+from captioning.preparation.photos import read_photo
 
 
 def touch(folder, *names):
@@ -34,3 +38,18 @@ def test_patterns_take_what_a_shell_takes(tmp_path, monkeypatch):
     assert [str(path) for path in find_photos(["*/[ce].*"])] == ["below/c.jpg", "below/e.png"]
     assert [str(path) for path in find_photos(["**.jpg"])] == ["a.jpg"]
     assert [str(path) for path in find_photos([".*.jpg"])] == [".b.jpg"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_photo_that_can_be_read_has_a_size(tmp_path):
+    Image.new("L", (16000, 12000)).save(tmp_path / "large.jpg")  # more pixels than Pillow opens unasked
+    notes = {
+        "damaged.png": (b"Exif\0\0no TIFF file", (16, 12)),
+        "cut.webp": (b"Exif\0\0II", (16, 12)),
+        "twice.jpg": (b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x02\0\0\0\x06\0\x06\0\0\0\0\0", (12, 16)),
+    }
+    for name, (exif, _) in notes.items():
+        Image.new("RGB", (16, 12)).save(tmp_path / name, exif=exif)
+    for name, size in {"large.jpg": (16000, 12000), **{name: size for name, (_, size) in notes.items()}}.items():
+        assert read_photo(tmp_path / name, 8).shape == (3, 8, 8)
+        assert photo_size(tmp_path / name) == size
