@@ -43,8 +43,8 @@ def accelerate(decoder, ways=tuple(FASTER)):
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
     classes = {plain: fast for way in ways for plain, fast in FASTER[way].items()}
-    attentions = [module for module in decoder.modules() if type(module) is Attention]
-    if Attention in classes and not all(map(scores_by_the_formula, attentions)):
+    attends = any(type(module) is Attention for module in decoder.modules())
+    if attends and Attention in classes and not scores_by_the_formula():
         print("fast_cpu: Attention.scores in models.py is another formula now; it is computed as it stands there")
         del classes[Attention]
     for module in decoder.modules():

@@ -36,18 +36,21 @@ class AttentionInParts(Attention):
         return super().scores(keys, query)
 
 
-def scores_by_the_formula(attention):
+def scores_by_the_formula():
     """:return: whether `Attention.scores` is the formula of this file; not if somebody tries another in models.py"""
     try:
-        weight = attention.full_att.weight  # (1, attention_dim)
-        numbers = torch.arange(8 * weight.numel(), dtype=weight.dtype, device=weight.device).sin()  # as good as drawn
-        keys, query = numbers.view(8, -1).split([6, 2])
-        keys = keys.view(2, 3, -1)  # (N, P, attention_dim)
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):  # training's random numbers stay
+            attention = Attention(3, 3, 4)
+            numbers = [torch.arange(1.0, 1 + part.numel()).sin().view_as(part) for part in attention.parameters()]
+            for part, own in zip(
+                attention.parameters(), numbers, strict=True
+            ):  # none, where a checkpoint's are to come
+                part.copy_(own)
+            keys, query = torch.arange(24.0).sin().view(2, 3, 4), torch.arange(8.0).cos().view(2, 4)
             found = attention.scores(keys, query)  # (N, P)
-            expected = attention.full_att(attention.nonlinearity(keys + query.unsqueeze(1))).squeeze(2)
+            expected = torch.relu(keys + query.unsqueeze(1)) @ attention.full_att.weight[0] + attention.full_att.bias
         return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    except (AttributeError, RuntimeError):  # it has other layers, or wants other shapes
+    except (AttributeError, RuntimeError, TypeError):  # it has other layers, or wants other shapes
         return False
 
 

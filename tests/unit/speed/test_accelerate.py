@@ -11,6 +11,7 @@ from plain_models import captions, grid
 from torch import nn
 
 from captioning.inference.search import Rules, beam_search
+from captioning.networks.network_parts import WithoutRandomWeights
 from captioning.networks.registry import DECODERS, build_decoder
 from captioning.speed import accelerate as accelerating
 from captioning.speed import attention_in_parts, shared_products
@@ -186,10 +187,19 @@ def test_another_formula_in_models_is_trained_as_it_stands(monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
-def test_the_formula_of_the_paper_is_recognised(capsys, nonlinearity):
-    assert attention_in_parts.scores_by_the_formula(Attention(6, 5, 4, nonlinearity))
-    build_decoder({"decoder": "soft", "attention_nonlinearity": nonlinearity}, 11, 6)
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_the_formula_of_the_paper_is_recognised_where_no_weights_are_yet(capsys, nonlinearity, place):
+    """A checkpoint's are loaded later: until then there may be anything in their memory, or no memory."""
+    with torch.device(place), WithoutRandomWeights():
+        decoder = build_decoder({"decoder": "soft", "attention_nonlinearity": nonlinearity}, 11, 6)
+    assert type(decoder.attention) is attention_in_parts.AttentionInParts
     assert capsys.readouterr().out == ""
+
+
+def test_recognising_the_formula_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    assert attention_in_parts.scores_by_the_formula()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fast_cpu_can_be_turned_off():
