@@ -190,12 +190,15 @@ def serve(app, config, wait=True):
     try:
         app.launch(
             server_name=config.host, server_port=config.port, share=False, run_history=False, footer_links=[],
-            max_file_size=f"{config.max_megabytes}mb", prevent_thread_lock=not wait,
+            max_file_size=f"{config.max_megabytes}mb", prevent_thread_lock=True, quiet=True,
         )  # fmt: skip
     except OSError as error:
         raise UserError(
             f"host, port: {config.host}:{config.port} cannot be used ({error}); give another --port"
         ) from None
+    print(f"Open {app.local_url} in a browser; Ctrl-C here ends it", flush=True)
+    if wait:
+        app.block_thread()
 
 
 if __name__ == "__main__":

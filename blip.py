@@ -365,7 +365,7 @@ def evaluate(config):
             blip, split, loader, None, known, config.beam_sizes, config.max_length, output_folder,
             normalisation=config.normalisation,
         )  # fmt: skip
-        print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
+        print_split(split, len(loader.dataset), scores[split], statistics[split])
     save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
     save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
     print(f"Written to {output_folder}: scores.json, statistics.json, captions_*_results.json, scores_*.csv")

@@ -108,6 +108,7 @@ def create_input_files(config, folder):
 
     print_table(written, word_map, config.max_len)
     print_vocabulary(counts, word_map, config.min_word_freq)
+    print_repeated(written["TRAIN"].photos, config.captions_per_image)
     left_out.summarize()
     lengths = {split: caption_lengths(files.photos) for split, files in written.items()}
     figure_path = folder / f"CAPTION_LENGTHS_{base}.png"
@@ -167,6 +168,16 @@ def print_table(written, word_map, max_len):
         print(
             f"{split:6}{len(files.photos):9}{len(files.captions):10}{unknown:8.2%}   {min(lengths)} to {max(lengths)}, "
             f"mean {np.mean(lengths):.1f} ({too_long} longer than {max_len})"
+        )
+
+
+def print_repeated(photos, captions_per_image):
+    """Print how many training photos have too few captions of their own."""
+    few = sum(len(photo.captions) < captions_per_image for photo in photos)
+    if few:
+        print(
+            f"{few} of the {len(photos)} photos of TRAIN have fewer than {captions_per_image} captions: some of theirs "
+            "are there several times (--captions_per_image)"
         )
 
 

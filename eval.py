@@ -68,6 +68,7 @@ from captioning.features import build_loader
 from captioning.inference.model_files import check_photos, describe_model, locate_data
 from captioning.inference.trained_model import load_captioner
 from captioning.storage.files import save_json
+from captioning.training.data_identity import describe_data
 from datasets import CaptionDataset
 
 
@@ -93,6 +94,8 @@ def main(config):
         return loader, resident
 
     check_data(config, data_folder, data_name, splits)
+    if config.data_folder is None and config.data_name is None:
+        tell_changed_data(checkpoint, data_folder, data_name)
     options = {name: getattr(config, name) for name in ("normalisation", "reward", "temperature", "min_length")}
     options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
     options |= {"groups": config.beam_groups, "diversity": config.diversity}
@@ -107,7 +110,7 @@ def main(config):
             captioner, split, loader, resident, known, config.beam_sizes, max_length, output_folder,
             tokenizer=config.tokenizer, n_best=config.n_best, **options,
         )  # fmt: skip
-        print_split(f"{split} ({len(loader.dataset)} photos)", scores[split], statistics[split])
+        print_split(split, len(loader.dataset), scores[split], statistics[split])
         save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
         if config.pointing:
             print(pointing_game(captioner, loader, resident, config.beam_sizes[-1], max_length, **options))
@@ -147,6 +150,18 @@ def check_data(config, data_folder, data_name, splits):
     if config.pointing:
         for split in splits:
             check_boxes(CaptionDataset(data_folder, data_name, split, image_major=True))
+
+
+def tell_changed_data(checkpoint, data_folder, data_name):
+    """Say so if the training photos are no longer those of the run: others may have been drawn for the other splits."""
+    known = checkpoint.get("data")
+    if not isinstance(known, dict) or not (data_folder / f"TRAIN_IMAGES_{data_name}.hdf5").exists():
+        return
+    if describe_data(CaptionDataset(data_folder, data_name, "TRAIN")) != known.get("TRAIN"):
+        print(
+            f"{data_folder}: the files of {data_name} were made again with other photos or captions since the model "
+            "was trained; it may be scored on photos that it learned from"
+        )
 
 
 def calibrate(captioner, open_split, splits, output_folder):

@@ -5,6 +5,7 @@ small decoder learns in a few minutes on two cores; `make demo` runs this. With 
     python run_pipeline.py --dataset holiday --annotations captions.csv --image_folder photos
 
 Each step is a command that you could type yourself, and is printed as it runs. Run again, it continues where it ended.
+With other photos or captions, choose another --run_folder, or --overwrite.
 """
 
 import shlex
@@ -51,6 +52,7 @@ class Config:
     image_folder: str | None = None  # its photos; default images/ beside the annotations
     min_word_freq: CountOrZero | None = None  # words as rare as this become <unk>; default 5, or 0 for few photos
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
+    overwrite: bool = False  # train from the beginning, in place of the run that is in run_folder
     train_options: str | None = None  # added to the recipe, as --train_options="--epochs 5"
     img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
 
@@ -73,7 +75,8 @@ def main(config):
         create += ["--val_share", str(create_options["val_share"])]
 
     data_name = f"{config.dataset}_5_cap_per_img_{min_word_freq}_min_word_freq"
-    data = ["--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder, "--resume", "auto"]
+    data = ["--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder]
+    data += ["--overwrite"] if config.overwrite else ["--resume", "auto"]
     best = f"{run_folder}/best.pth"
     if not annotations and PRETRAINED.is_file():  # something to see before the training
         run("caption.py", "--img", *sample_photos(), "--model", str(PRETRAINED), "--no_unk",

@@ -6,6 +6,7 @@ from captioning.evaluation import metrics
 from captioning.split_files import load_reference_file
 from captioning.storage.files import atomic_path, save_json
 
+FEW_PHOTOS = 100  # fewer of them give scores that depend on chance
 PHOTO_METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
@@ -86,13 +87,15 @@ def save_photo_scores(photos, hypotheses, each, path):
             table.writerow((photo["file_name"], " ".join(words), *numbers))
 
 
-def print_split(title, rows, statistics):
+def print_split(split, num_photos, rows, statistics):
     """
     :param rows, statistics: of `score_split`
     """
-    print(f"\n{title}\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
+    print(f"\n{split} ({num_photos} photos)\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
     for beam_size, row in rows.items():
         print(f"{beam_size:>5}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics.ALL))
+    if num_photos < FEW_PHOTOS:
+        print(f"Only {num_photos} photos: scores are coarse; BLEU-4 is 0 if no four words in a row are right")
     print(f"Perplexity of the references: {statistics['perplexity']:.2f} per word")
     for beam_size, values in statistics["captions"].items():
         print(f"beam {beam_size}: {describe_statistics(values)}")

@@ -23,7 +23,7 @@ def locate_photos(photos, image_folder, left_out):
     :param image_folder: Path of the folder that they are in
     :param left_out: LeftOut, which gets those that are not there
     :return: list of the photos that are there
-    :raises UserError: if two entries lead to one file
+    :raises UserError: if two entries lead to one file, and cannot be joined
     """
     missing = []
     for photo in photos:
@@ -39,8 +39,7 @@ def locate_photos(photos, image_folder, left_out):
             missing.append(photo)
     if missing:
         locate_in_index(missing, image_folder, left_out)
-    found = [photo for photo in photos if photo.path]
-    refuse_shared_files(found)
+    found = join_names_of_one_file([photo for photo in photos if photo.path])
     tell_links_that_lead_out(found, image_folder)
     return found
 
@@ -117,13 +116,40 @@ def hint(photo, image_folder, files):
     return f"looked for as {image_folder / photo.file_name}; {nearest}"
 
 
-def refuse_shared_files(photos):
-    """:raises UserError: if two photos lead to one file"""
-    named = {}
+def join_names_of_one_file(photos):
+    """
+    Where two entries lead to one file, as rows of a table do that write its name in two ways, the first one gets the
+    captions of both. Prints how often.
+
+    :param photos: list of AnnotatedPhoto with a `path`
+    :return: list of them, each file once
+    :raises UserError: if more than their captions differs: their splits, or ids that are not their names
+    """
+    entries, joined = {}, []
     for photo in photos:
-        if photo.path in named:
-            raise UserError(f"annotations: two entries name the photo {photo.file_name!r}; keep one of them")
-        named[photo.path] = photo
+        first = entries.setdefault(photo.path, photo)
+        if first is photo:
+            continue
+        if first.split != photo.split:
+            raise UserError(
+                f"annotations: two entries name the photo {photo.file_name!r}, one for {first.split}, the other for "
+                f"{photo.split}; keep one of them"
+            )
+        if not (is_known_by_name(first) and is_known_by_name(photo)):
+            raise UserError(
+                f"annotations: two entries name the photo {photo.file_name!r}, with the ids {first.image_id!r} and "
+                f"{photo.image_id!r}; keep one of them"
+            )
+        first.captions += photo.captions
+        joined.append(photo)
+    if joined:
+        print(f"Photos named in two ways: {len(joined)}, each with the captions of both; {joined[0].file_name!r} first")
+    return list(entries.values())
+
+
+def is_known_by_name(photo):
+    """:return: whether a photo's entry has no id but its name, and so is nothing but captions"""
+    return photo.boxes is None and simplify(str(photo.image_id))[-1:] == simplify(photo.file_name)[-1:]
 
 
 def tell_links_that_lead_out(photos, image_folder):

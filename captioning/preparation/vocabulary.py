@@ -10,13 +10,17 @@ MANY_UNKNOWN = 0.1  # share of <unk> above which captions lose their meaning
 
 def keep_captioned(photos, max_len, left_out):
     """
-    Remove captions without words from all photos, and photos without a caption that can be learned.
+    Remove captions without words from all photos, and photos without a caption that can be learned. Prints how many
+    captions had no words.
 
     :param max_len: longest caption that can be, in words; longer ones stay as references
     :param left_out: LeftOut, which gets the photos that are removed
     :return: list of the AnnotatedPhoto that have a caption of 1 to `max_len` words
     :raises UserError: if none is left
     """
+    empty = [photo.file_name for photo in photos for words in photo.captions if not words]
+    if empty:
+        print(f"Captions without words: {len(empty)}, left out; the first is of {empty[0]!r}")
     kept = []
     for photo in photos:
         photo.captions = [words for words in photo.captions if words]

@@ -4,9 +4,8 @@ import torch
 
 from captioning.display.attention_figures import attention_figure
 from captioning.evaluation import metrics
+from captioning.evaluation.split_scores import FEW_PHOTOS
 from captioning.storage.hdf5 import open_hdf5
-
-FEW_PHOTOS = 100  # fewer of them to validate on give scores that depend on chance
 
 
 def print_header(run, captions, val_captions):
@@ -50,7 +49,11 @@ def print_resumed(run, path, batches):
     :param batches: of an epoch
     """
     within = f", after {run.batch:,} of {batches:,} batches" if run.batch else ""
-    print(f"Continuing from {path}: step {run.step:,}, epoch {run.epoch + 1} of {run.config.epochs}{within}")
+    if run.epoch < run.config.epochs:
+        place = f"epoch {run.epoch + 1} of {run.config.epochs}{within}"
+    else:
+        place = f"after epoch {run.epoch} of {run.config.epochs}"
+    print(f"Continuing from {path}: step {run.step:,}, {place}")
     if run.history:
         print(epoch_line(run.history[-1], run.config, run.history[-1] == run.best))
 

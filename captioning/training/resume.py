@@ -89,8 +89,8 @@ def check_data(run, checkpoint):
     """:raises UserError: if the run's training data are not those of the checkpoint"""
     if checkpoint["word_map"] != run.word_map:
         raise UserError(
-            "resume: the checkpoint has other words than the data; give the data of its run, or --start_from for "
-            "a new run on new data"
+            "resume: the checkpoint has other words than the data; give the data of its run, or begin a new run: "
+            "with another --run_folder, or with --overwrite and no --resume"
         )
     if checkpoint["image_size"] != run.image_size:
         raise UserError(
@@ -99,8 +99,8 @@ def check_data(run, checkpoint):
         )
     if digest_of(checkpoint, "TRAIN", run) != run.data["TRAIN"]:
         raise UserError(
-            "resume: the checkpoint's run had other training photos or captions; give its data, or --start_from for "
-            "a new run on new data"
+            "resume: the checkpoint's run had other training photos or captions; give its data, or begin a new run: "
+            "with another --run_folder, or with --overwrite and no --resume"
         )
 
 

@@ -37,7 +37,7 @@ class Run:
     config: object  # train.py's
     word_map: dict
     image_size: int  # of the photos, in pixels
-    max_length: int  # of the longest training caption, in words, without <start> and <end>
+    max_length: int  # of a caption, in words: the longest training caption's, or more if a trained captioner wrote more
     data: dict  # what the training data is recognised by, see `data_identity.describe_data`
     device: torch.device
     autocast: object  # context of the matrix products' precision

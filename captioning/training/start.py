@@ -35,12 +35,14 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
     :raises UserError: if a setting, or a file that it names, is of no use
     """
     trained = None
+    longest = int(captions.lengths.max()) - 2  # they count <start> and <end>
     if config.start_from is not None:
         if resumed:
             checkpoint = resumed
         else:
             trained, checkpoint, _ = load_captioner(config.start_from)
         config = adopt_model_settings(config, checkpoint["config"])
+        longest = max(longest, checkpoint.get("max_length", 0))  # it writes whole sentences of its own length at first
     config, encoder, decoder = build_model(config, captions.word_map, trained)
     encoder, decoder = encoder.to(device), decoder.to(device)
     check_photos_are_large_enough(encoder, captions.image_size)
@@ -55,7 +57,7 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         config=config,
         word_map=captions.word_map,
         image_size=captions.image_size,
-        max_length=int(captions.lengths.max()) - 2,  # they count <start> and <end>
+        max_length=longest,
         data=data,
         device=device,
         autocast=choose_autocast(config.precision, device),

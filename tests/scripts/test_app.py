@@ -1,6 +1,7 @@
 """app.py captions a photo that is dropped on its page, and says in one sentence what is wrong with another file."""
 
 import math
+import socket
 import types
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from saved_model import save_model
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
 
-from app import Config, build_app, caption_photo, load_models, show_captions, uploaded_file  # noqa: E402
+from app import Config, build_app, caption_photo, load_models, serve, show_captions, uploaded_file  # noqa: E402
 from captioning.config_fields import check_fields  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -121,6 +122,16 @@ def test_a_port_that_no_computer_has_is_refused():
 
 def test_without_a_photo_nothing_is_shown(models):
     assert show_captions(models, None) == ""
+
+
+def test_the_pages_address_is_told(models, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = build_app(models)
+    serve(app, Config(port=port), wait=False)
+    app.close()
+    assert f"Open http://127.0.0.1:{port}/ in a browser; Ctrl-C here ends it" in capsys.readouterr().out
 
 
 def test_only_this_computer_may_open_the_page_and_nothing_is_reported(models):

@@ -15,6 +15,8 @@ from captioning.evaluation.calibration import collect_outputs, measure
 from captioning.evaluation.split_scores import describe_statistics
 from captioning.features import build_loader
 from captioning.inference.trained_model import load_captioner
+from captioning.training.data_identity import describe_data
+from datasets import CaptionDataset
 from eval import Config, main
 from utils import UserError
 
@@ -92,6 +94,24 @@ def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
     (Path(options["data_folder"]) / f"TRAIN_REFERENCES_{options['data_name']}.json").unlink()
     main(Config(**options))
     assert "in_training_set" not in load(options, "statistics.json")["TEST"]["captions"]["2"]
+
+
+def test_scores_of_few_photos_are_called_coarse(options, capsys):
+    main(Config(**options))
+    assert "Only 3 photos: scores are coarse" in capsys.readouterr().out
+
+
+def test_data_that_were_made_again_since_the_training_are_told(options, make_files, capsys):
+    [path], folder, name = options["model"], options.pop("data_folder"), options.pop("data_name")
+    content = torch.load(path)
+    content["config"] |= {"data_folder": folder, "data_name": name}
+    content["data"] = {"TRAIN": describe_data(CaptionDataset(folder, name, "TRAIN"))}
+    torch.save(content, path)
+    main(Config(**options))
+    assert "made again" not in capsys.readouterr().out
+    make_files("TRAIN", photos=4, side=64)
+    main(Config(**options))
+    assert f"{folder}: the files of {name} were made again" in capsys.readouterr().out
 
 
 def test_decoding_options_reach_the_captions(options):

@@ -202,6 +202,13 @@ def test_train_options_are_added_to_the_recipe_which_is_printed(tmp_path, comman
     assert "Recipe for 6 photos: --encoder efficientnet_lite2" in capsys.readouterr().out
 
 
+def test_a_run_is_continued_unless_it_is_to_be_overwritten(tmp_path, commands):
+    _, train = recipe_for(tmp_path, commands, "a dog runs on the grass")
+    assert value(train, "--resume") == "auto" and "--overwrite" not in train
+    _, train = recipe_for(tmp_path, commands, "a dog runs on the grass", overwrite=True)
+    assert "--overwrite" in train and "--resume" not in train
+
+
 def test_few_photos_with_words_that_the_shipped_model_knows_start_from_it(tmp_path, commands):
     _, train = recipe_for(tmp_path, commands, "a dog runs on the grass")
     assert value(train, "--start_from") == str(PRETRAINED) and "--encoder" not in train

@@ -91,10 +91,27 @@ def make_folder(folder):
     return folder
 
 
-def test_two_entries_of_one_file_are_refused(tmp_path):
-    touch(tmp_path, "a.jpg")
-    with pytest.raises(UserError, match="two entries name the photo 'a.jpg'"):
-        locate(tmp_path, "a.jpg", "A.jpg")
+def two_entries(folder, **second):
+    """:return: the photos found where a.jpg is there, and named A.jpg by an entry that differs in these fields"""
+    touch(folder, "a.jpg")
+    photos = [AnnotatedPhoto("a.jpg", "a.jpg", captions=[["a", "dog"]])]
+    photos.append(AnnotatedPhoto(**{"image_id": "A.jpg", "file_name": "A.jpg", "captions": [["a", "cat"]]} | second))
+    return locate_photos(photos, folder, LeftOut(folder / "left_out.csv", 2, 1.0))
+
+
+def test_two_spellings_of_one_name_give_one_photo_with_the_captions_of_both(tmp_path, capsys):
+    [photo] = two_entries(tmp_path)
+    assert photo.captions == [["a", "dog"], ["a", "cat"]]
+    assert "Photos named in two ways: 1, each with the captions of both; 'a.jpg' first" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [({"split": "VAL"}, "one for None, the other for VAL"), ({"image_id": 7}, "with the ids 'a.jpg' and 7")],
+)
+def test_two_entries_of_one_file_that_differ_in_more_are_refused(tmp_path, second, told):
+    with pytest.raises(UserError, match=f"two entries name the photo 'a.jpg', {told}; keep one of them"):
+        two_entries(tmp_path, **second)
 
 
 def test_links_that_lead_out_of_the_image_folder_are_told(tmp_path, capsys):

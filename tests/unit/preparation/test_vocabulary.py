@@ -40,6 +40,12 @@ def test_captions_that_are_all_too_long_are_told_with_the_length_that_would_do(t
         keep(tmp_path, 8, *captions)
 
 
+def test_a_caption_without_a_word_among_others_is_left_out_and_told(tmp_path, capsys):
+    [kept] = keep(tmp_path, 5, [["a", "dog"], []])
+    assert kept.captions == [["a", "dog"]]
+    assert capsys.readouterr().out == "Captions without words: 1, left out; the first is of '0.jpg'\n"
+
+
 def test_captions_without_a_word_are_told(tmp_path):
     with pytest.raises(UserError, match="annotations: none of the 2 photos has a caption with words"):
         keep(tmp_path, 8, [[]], [])

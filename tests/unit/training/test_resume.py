@@ -100,7 +100,9 @@ def test_resuming_a_file_takes_its_runs_own_settings_and_options_come_on_top(tra
 def test_other_photos_captions_or_image_sizes_are_refused(training, refused, make_files):
     folder = training("run", "--epochs", 1)
     make_files("TRAIN", photos=6, side=64, seed=5)
-    assert "other training photos or captions" in refused("run", "--resume", "auto")
+    error = refused("run", "--resume", "auto")
+    assert "other training photos or captions" in error
+    assert "begin a new run: with another --run_folder, or with --overwrite and no --resume" in error
     make_files("TRAIN", photos=6, side=64)
     change(folder / "last.pth", lambda content: content.update(image_size=32))
     assert "photos of 64 px, but the resumed run has 32 px" in refused("run", "--resume", "auto")
@@ -239,6 +241,7 @@ def test_a_trained_captioner_starts_a_run_with_other_words_which_keep_their_rows
                      "--decoder_dim", 512)  # fmt: skip
     old, new = load_checkpoint(folder / "best.pth"), load_checkpoint(other / "last.pth")
     assert new["config"]["decoder_dim"] == 4 and new["progress"]["step"] == 6
+    assert new["max_length"] == old["max_length"] > 2  # its own sentences are not cut to the length of the new ones
     for name in ("embedding.weight", "fc.weight", "fc.bias"):
         for word in WORD_MAP:
             row = new["decoder"][name][words[word]], old["decoder"][name][WORD_MAP[word]]

@@ -69,6 +69,9 @@ def test_a_run_tells_what_it_works_with_how_each_epoch_went_and_why_it_ended(tra
     assert f"Continuing from {folder}/last.pth: step 12, epoch 3 of 3\nepoch 2: train loss" in printed
     assert "each of 2 batches of 2 captions, whose gradients are averaged" in printed
 
+    training("run", "--resume", "auto", "--epochs", 3)
+    assert "last.pth: step 15, after epoch 3 of 3\nepoch 3: train loss" in capsys.readouterr().out
+
 
 def test_a_run_whose_scores_stay_the_same_says_so(training, monkeypatch, capsys):
     monkeypatch.setattr(train, "validate", lambda *_: ({**an_epoch(0.5), "val_cut": 0}, None))
