@@ -38,6 +38,8 @@ def accelerate(decoder, ways=tuple(FASTER)):
     :param ways: which of `FASTER` to take; benchmarks/train_step.py measures what each gives
     :return: the same decoder
     """
+    if any(parameter.is_meta for parameter in decoder.parameters()):
+        return decoder  # shapes only: it computes nothing
     keep_freed_memory()
     if missing := missing_operation():
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")

@@ -41,11 +41,8 @@ def scores_by_the_formula():
     try:
         with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):  # training's random numbers stay
             attention = Attention(3, 3, 4)
-            numbers = [torch.arange(1.0, 1 + part.numel()).sin().view_as(part) for part in attention.parameters()]
-            for part, own in zip(
-                attention.parameters(), numbers, strict=True
-            ):  # none, where a checkpoint's are to come
-                part.copy_(own)
+            for part in attention.parameters():  # not drawn: where a checkpoint is loaded, nothing is
+                part.copy_(torch.arange(1.0, 1 + part.numel()).sin().view_as(part))
             keys, query = torch.arange(24.0).sin().view(2, 3, 4), torch.arange(8.0).cos().view(2, 4)
             found = attention.scores(keys, query)  # (N, P)
             expected = torch.relu(keys + query.unsqueeze(1)) @ attention.full_att.weight[0] + attention.full_att.bias

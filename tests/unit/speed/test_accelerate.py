@@ -187,12 +187,22 @@ def test_another_formula_in_models_is_trained_as_it_stands(monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
-@pytest.mark.parametrize("place", ["cpu", "meta"])
-def test_the_formula_of_the_paper_is_recognised_where_no_weights_are_yet(capsys, nonlinearity, place):
-    """A checkpoint's are loaded later: until then there may be anything in their memory, or no memory."""
-    with torch.device(place), WithoutRandomWeights():
-        decoder = build_decoder({"decoder": "soft", "attention_nonlinearity": nonlinearity}, 11, 6)
-    assert type(decoder.attention) is attention_in_parts.AttentionInParts
+def test_the_formula_of_the_paper_is_recognised_where_no_weights_are_yet(capsys, nonlinearity):
+    """A checkpoint's are loaded later: until then there may be anything in their memory."""
+    config = {"decoder": "soft", "attention_nonlinearity": nonlinearity, "fast_cpu": False}
+    with WithoutRandomWeights():
+        decoder = build_decoder(config, 11, 6)
+        decoder.attention.full_att.weight.data.fill_(torch.nan)
+        assert type(accelerate(decoder).attention) is attention_in_parts.AttentionInParts
+    assert capsys.readouterr().out == ""
+
+
+def test_a_decoder_of_shapes_only_is_left_alone_without_a_word(monkeypatch, capsys):
+    """A checkpoint's decoder is built twice, first to compare shapes: what there is to say is said once."""
+    monkeypatch.setattr(Attention, "scores", dot_product)
+    with torch.device("meta"), WithoutRandomWeights():
+        decoder = build_decoder({"decoder": "soft"}, 11, 6)
+    assert not any(type(module) in QUICK_CLASSES for module in decoder.modules())
     assert capsys.readouterr().out == ""
 
 
