@@ -367,7 +367,7 @@ def evaluate(config):
         )  # fmt: skip
         print_split(split, len(loader.dataset), scores[split], statistics[split])
     save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
-    save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
+    save_json({**statistics, "settings": asdict(config)}, output_folder / "statistics.json")  # as eval.py's
     print(f"Written to {output_folder}: scores.json, statistics.json, captions_*_results.json, scores_*.csv")
 
 

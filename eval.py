@@ -6,7 +6,7 @@ runs/soft` takes that run's. Several checkpoints are scored as one model, an ens
 listed in `main`.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -118,6 +118,7 @@ def main(config):
     if config.calibrate:
         statistics["calibration"] = calibrate(captioner, open_split, list(scores), output_folder)
         written += ", calibration_*.png"
+    statistics["settings"] = {**asdict(config), "model": config.model or [str(path)]}  # that gave these scores
     save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
     print(f"Written to {output_folder}: {written}")
 

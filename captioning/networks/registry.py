@@ -33,7 +33,8 @@ class Setting(NamedTuple):
     type: object  # which values make sense, as in train.py's Config
 
 
-ALL = tuple(DECODERS)
+ALL = tuple(DECODERS)  # a new decoder has these settings too
+LAYERED = ("soft", "hard", "show_tell", "spatial", "adaptive", "top_down", "transformer")
 ADDITIVE = ("soft", "hard", "spatial", "adaptive", "att2in", "top_down")  # those with `models.Attention`
 WITH_ATTENTION = (*ADDITIVE, "transformer")
 SETTINGS = {
@@ -45,7 +46,7 @@ SETTINGS = {
     "embedding_dropout": Setting(0.0, "embedding_dropout", ALL, Probability),
     "state_dropout": Setting(0.0, "state_dropout", ("soft", "hard", "show_tell"), Probability),
     "residual_dropout": Setting(0.1, "residual_dropout", ("transformer",), Probability),
-    "decoder_layers": Setting(None, "layers", tuple(name for name in ALL if name != "att2in"), Layers | None),
+    "decoder_layers": Setting(None, "layers", LAYERED, Layers | None),
     "attention_heads": Setting(8, "heads", ("transformer",), Count),
     "shown_head": Setting(None, "shown_head", ("transformer",), Count | None),
     "gate": Setting(True, "gate", ("soft", "hard"), bool),
@@ -79,11 +80,24 @@ def build_decoder(config, vocab_size, encoder_dim):
     """
     Build the decoder that a config names.
 
-    :param config: dict of train.py's hyperparameters, as the checkpoint keeps them; a field that it lacks, because it
-        is older than the field, has the default of `SETTINGS`
+    :param config: as for `decoder_arguments`
     :param vocab_size: number of words
     :param encoder_dim: dimension of a location's features
     :return: the decoder, with random weights
+    :raises UserError: as `decoder_arguments`, or if the decoder finds that its settings do not suit one another
+    """
+    arguments = decoder_arguments(config)
+    decoder = DECODERS[config.get("decoder", "soft")](vocab_size, encoder_dim, **arguments)
+    return accelerate(decoder) if config.get("fast_cpu", True) else decoder
+
+
+def decoder_arguments(config):
+    """
+    Give what a config says of its decoder, checked.
+
+    :param config: dict of train.py's hyperparameters, as the checkpoint keeps them; a field that it lacks, because it
+        is older than the field, has the default of `SETTINGS`
+    :return: dict of the decoder's arguments
     :raises UserError: if the decoder is unknown, a setting's value makes no sense, or a setting was changed that this
         decoder does not have
     """
@@ -102,5 +116,4 @@ def build_decoder(config, vocab_size, encoder_dim):
                 f"{field}: {short(value)} found, {setting.default!r} (the default) expected: the decoder '{name}' has "
                 f"no such setting; leave it out, or choose --decoder {' or '.join(setting.decoders)}"
             )
-    decoder = DECODERS[name](vocab_size, encoder_dim, **arguments)
-    return accelerate(decoder) if config.get("fast_cpu", True) else decoder
+    return arguments

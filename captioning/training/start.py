@@ -8,7 +8,7 @@ from captioning.distributed import wrap
 from captioning.features import build_loader
 from captioning.inference.trained_model import load_captioner
 from captioning.networks.backbones import load_backbone
-from captioning.networks.registry import SETTINGS, build_decoder, build_encoder
+from captioning.networks.registry import SETTINGS, build_decoder, build_encoder, decoder_arguments
 from captioning.preparation.word_vectors import load_word_vectors
 from captioning.storage.tensors import load_tensors
 from captioning.training.augmentation import Augmentation
@@ -134,6 +134,7 @@ def build_model(config, word_map, trained=None):
     :param trained: `Captioner` whose weights are taken, or None
     :return: the config, whose embed_dim may be that of a file of word vectors; encoder; decoder
     """
+    decoder_arguments(dataclasses.asdict(config))  # a mistake there is told before weights are downloaded
     local = config.encoder_weights not in ("imagenet", "none")
     weights = "none" if local or trained else config.encoder_weights
     encoder = build_encoder(dataclasses.asdict(config), weights)

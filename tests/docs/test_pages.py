@@ -23,6 +23,7 @@ from pages import (
 from saved_model import save_model
 
 from captioning.command_line import parse_args
+from captioning.networks.registry import DECODERS
 from utils import UserError
 
 RUNS = [(page, words) for page, words in commands() if words[0] in ("python", "torchrun") and words[1] != "-m"]
@@ -136,6 +137,15 @@ def test_the_readme_is_short_and_sends_newcomers_to_five_files():
     assert len(readme.read_bytes()) <= 25_000
     section = readme.read_text(encoding="utf-8").split("## Read these five files")[1].split("\n## ")[0]
     assert len(re.findall(r"^\d\. \[`[\w/.]+`\]", section, flags=re.M)) == 5
+
+
+def test_every_decoder_is_named_where_one_chooses_among_them():
+    tables = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/recipes.md")]
+    rows = [" ".join(re.findall(r"^\| (`.*?) \|", table, flags=re.M)) for table in tables]  # the first column
+    [help_text] = re.findall(r"^    decoder: .*# (.*)", (ROOT / "train.py").read_text(encoding="utf-8"), flags=re.M)
+    for decoder in DECODERS:
+        assert all(f"`{decoder}`" in row for row in rows), decoder
+        assert re.search(rf"\b{decoder}\b", help_text), decoder
 
 
 def test_every_picture_of_the_docs_is_shown_somewhere():

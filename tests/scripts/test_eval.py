@@ -82,7 +82,7 @@ def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
     main(Config(**options))
     assert set(load(options, "scores.json")["TEST"]["1"]) == set(metrics.ALL)
     found = load(options, "statistics.json")
-    assert set(found) == {"TEST"} and set(found["TEST"]["captions"]) == {"1", "2"}
+    assert set(found) == {"TEST", "settings"} and set(found["TEST"]["captions"]) == {"1", "2"}
     captioner, _, _ = load_captioner(options["model"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device)
     assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
@@ -112,6 +112,14 @@ def test_data_that_were_made_again_since_the_training_are_told(options, make_fil
     make_files("TRAIN", photos=4, side=64)
     main(Config(**options))
     assert f"{folder}: the files of {name} were made again" in capsys.readouterr().out
+
+
+def test_statistics_say_which_model_and_which_settings_gave_the_scores(options):
+    main(Config(**options | {"beam_sizes": (2,), "normalisation": "length", "no_unk": True}))
+    found = load(options, "statistics.json")["settings"]
+    assert set(found) == set(vars(Config()))
+    assert found["model"] == list(options["model"]) and found["beam_sizes"] == [2]
+    assert (found["normalisation"], found["no_unk"], found["tokenizer"]) == ("length", True, "ours")
 
 
 def test_decoding_options_reach_the_captions(options):

@@ -165,6 +165,13 @@ def test_what_would_begin_after_the_end_is_refused(training, capsys, options, me
     assert message in capsys.readouterr().err
 
 
+def test_a_mistake_about_the_decoder_is_told_before_weights_are_fetched(training, capsys):
+    for mistake in (["--decoder", "soft", "--attention_heads", 4], ["--decoder", "sofft"]):
+        with pytest.raises(SystemExit):
+            training("run", *mistake, "--encoder_weights", "nowhere.pth")
+        assert f"error: {mistake[-2][2:]}: " in capsys.readouterr().err
+
+
 def test_a_missing_validation_split_is_told_with_what_makes_one(training, tmp_path, capsys):
     (tmp_path / "VAL_IMAGES_tiny.hdf5").unlink()
     with pytest.raises(SystemExit):
