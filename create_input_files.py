@@ -25,6 +25,7 @@ class Config:
     output_folder: str | None = None  # where the files go; default data/<dataset>
     captions_per_image: Count = 5  # captions stored for each photo: drawn if it has more, repeated if it has fewer
     min_word_freq: CountOrZero = 5  # words that occur this often or less in the training captions become <unk>
+    words_of: str | None = None  # checkpoint of a captioner whose words are kept too, for train.py's --start_from
     max_len: CaptionLength = 50  # longest caption, in words; longer ones are not trained on, but stay references
     image_size: ImageSize = 256  # width and height of the stored photos, in pixels
     workers: Workers | None = None  # processes that read photos; default one per core; 0 reads in this process
@@ -101,13 +102,14 @@ def create_input_files(config, folder):
         make_ids_unique(split)
 
     counts = count_words(splits["TRAIN"])
-    word_map = build_word_map(counts, config.min_word_freq)
+    known = words_of_captioner(config.words_of) if config.words_of else ()
+    word_map = build_word_map(counts, config.min_word_freq, known)
     layout = Layout(folder, base, config.captions_per_image, config.max_len, config.image_size)
     workers = num_cores() if config.workers is None else config.workers
     written = write_files(splits, word_map, layout, config.seed, workers, left_out)
 
     print_table(written, word_map, config.max_len)
-    print_vocabulary(counts, word_map, config.min_word_freq)
+    print_vocabulary(counts, word_map, config.min_word_freq, config.words_of)
     print_repeated(written["TRAIN"].photos, config.captions_per_image)
     left_out.summarize()
     lengths = {split: caption_lengths(files.photos) for split, files in written.items()}
@@ -152,6 +154,17 @@ def check_splits(splits, config):
             )
 
 
+def words_of_captioner(path):
+    """
+    :param path: of a checkpoint
+    :return: the words that it knows
+    :raises UserError: if it cannot be read
+    """
+    from captioning.storage.tensors import load_checkpoint  # here: it imports torch, which nothing else here needs
+
+    return load_checkpoint(path)["word_map"]
+
+
 def caption_lengths(photos):
     """:return: list of the number of words in each caption"""
     return [len(caption) for photo in photos for caption in photo.captions]
@@ -181,11 +194,12 @@ def print_repeated(photos, captions_per_image):
         )
 
 
-def print_vocabulary(counts, word_map, min_word_freq):
+def print_vocabulary(counts, word_map, min_word_freq, words_of=None):
     """Print which words the vocabulary has, and what could be wrong with it."""
+    others = f", and those of {words_of}" if words_of else ""
     print(
         f"Vocabulary: {len(word_map)} words, {len(SPECIAL_WORDS)} special ones among them; "
-        f"words seen more than {min_word_freq} times in TRAIN"
+        f"words seen more than {min_word_freq} times in TRAIN{others}"
     )
     unknown = unknown_share(counts, min_word_freq)
     if unknown > MANY_UNKNOWN:

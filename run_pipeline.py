@@ -73,6 +73,8 @@ def main(config):
         image_folder = config.image_folder or str(Path(annotations[0]).parent / "images")
         create += ["--annotations", *annotations, "--image_folder", image_folder]
         create += ["--val_share", str(create_options["val_share"])]
+    if "words_of" in create_options:
+        create += ["--words_of", create_options["words_of"]]
 
     data_name = f"{config.dataset}_5_cap_per_img_{min_word_freq}_min_word_freq"
     data = ["--data_folder", folder, "--data_name", data_name, "--run_folder", run_folder]
@@ -111,7 +113,10 @@ def choose_recipe(annotations, train_options):
         create_options, recipe = {"min_word_freq": 5, "val_share": 0.1}, PHOTOS_RECIPE
         if len(photos) < LITTLE_DATA:
             create_options = {"min_word_freq": 0, "val_share": 0.2}
-            recipe = STARTED_RECIPE if can_start_from_pretrained(photos, train_options) else LITTLE_DATA_RECIPE
+            recipe = LITTLE_DATA_RECIPE
+            if can_start_from_pretrained(photos, train_options):
+                recipe = STARTED_RECIPE
+                create_options["words_of"] = str(PRETRAINED)  # it forgets none of them
     print(f"Recipe for {name}: {' '.join(recipe.split())}")
     print('Change it with --train_options="--name value ...", which is added to it')
     return create_options, recipe

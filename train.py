@@ -316,8 +316,8 @@ def validate(run, loader, resident, meteor):
     Measure the loss on the validation captions, and let the model caption their photos by itself, without true words.
 
     :return: dict of "val_loss" (mean cross entropy per word, in nats), scores by metric, the config's `stop_metric`
-        among them, and "val_cut" (number of captions cut off at the length of the longest training caption); an
-        attention figure of one photo, in the first process only
+        among them, and "val_cut" (number of captions cut off at the longest length); an attention
+        figure of one photo, in the first process only
     """
     config = run.config
     distributed.copy_buffers(run.encoder)

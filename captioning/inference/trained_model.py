@@ -230,7 +230,17 @@ def build_captioner(checkpoint, source, device="cpu"):
         encoder, decoder = build()
     encoder.load_state_dict(checkpoint["encoder"])
     decoder.load_state_dict(checkpoint["decoder"])
+    longest = longest_caption(checkpoint, source)
+    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"], longest)
+
+
+def longest_caption(checkpoint, source):
+    """
+    :param source: what the checkpoint is called in a message
+    :return: how many words the checkpoint's model writes at most
+    :raises UserError: if that is no length
+    """
     longest = checkpoint.get("max_length", LONGEST)
     if type(longest) is not int or not 1 <= longest <= 1000:
         raise UserError(f"{source}: its max_length is {short(longest)}, 1 to 1000 words expected")
-    return Captioner(encoder.to(device).eval(), decoder.to(device).eval(), checkpoint["word_map"], longest)
+    return longest

@@ -3,7 +3,7 @@
 import collections
 import random
 
-from utils import UserError
+from utils import SPECIAL_WORDS, UserError
 
 MANY_UNKNOWN = 0.1  # share of <unk> above which captions lose their meaning
 
@@ -44,19 +44,22 @@ def count_words(photos):
     return collections.Counter(word for photo in photos for words in photo.captions for word in words)
 
 
-def build_word_map(counts, min_word_freq):
+def build_word_map(counts, min_word_freq, known=()):
     """
-    Number the words that the training captions hold more than `min_word_freq` times.
+    Number the words that the training captions hold more than `min_word_freq` times, and those that a trained
+    captioner knows already.
 
     The field's tutorial counts the captions of all splits. Only those of TRAIN are counted here: a word that was
     never trained cannot be predicted, and scores on unseen photos should not be helped by having seen their words.
 
     :param counts: Counter of the words of TRAIN
     :param min_word_freq: words that are as frequent as this, or rarer, become <unk>
+    :param known: words to keep whether the captions hold them or not
     :return: dict from word to id: words from 1 in alphabetical order, <unk>, <start>, <end>, and <pad> 0
     :raises UserError: if no word is frequent enough
     """
-    words = sorted(word for word, count in counts.items() if count > min_word_freq)
+    frequent = {word for word, count in counts.items() if count > min_word_freq}
+    words = sorted(frequent | {*known} - {*SPECIAL_WORDS})
     if not words:
         most = max(counts.values())
         raise UserError(

@@ -6,7 +6,7 @@ import torch
 
 from captioning.distributed import wrap
 from captioning.features import build_loader
-from captioning.inference.trained_model import load_captioner
+from captioning.inference.trained_model import load_captioner, longest_caption
 from captioning.networks.backbones import load_backbone
 from captioning.networks.registry import SETTINGS, build_decoder, build_encoder, decoder_arguments
 from captioning.preparation.word_vectors import load_word_vectors
@@ -42,7 +42,8 @@ def start_run(config, captions, data, device, steps_per_epoch, resumed=None):
         else:
             trained, checkpoint, _ = load_captioner(config.start_from)
         config = adopt_model_settings(config, checkpoint["config"])
-        longest = max(longest, checkpoint.get("max_length", 0))  # it writes whole sentences of its own length at first
+        # At first it writes sentences of its own length, which would end in the middle at that of a few short captions.
+        longest = max(longest, longest_caption(checkpoint, config.resume if resumed else config.start_from))
     config, encoder, decoder = build_model(config, captions.word_map, trained)
     encoder, decoder = encoder.to(device), decoder.to(device)
     check_photos_are_large_enough(encoder, captions.image_size)

@@ -199,6 +199,7 @@ def test_train_options_are_added_to_the_recipe_which_is_printed(tmp_path, comman
     assert (value(train, "--epochs"), value(train, "--val_beam_size")) == ("5", "1")
     assert value(train, "--encoder") == "efficientnet_lite2"  # its weights need no download
     assert value(create, "--min_word_freq") == "0" and value(create, "--val_share") == "0.2"
+    assert "--words_of" not in create
     assert "Recipe for 6 photos: --encoder efficientnet_lite2" in capsys.readouterr().out
 
 
@@ -210,8 +211,11 @@ def test_a_run_is_continued_unless_it_is_to_be_overwritten(tmp_path, commands):
 
 
 def test_few_photos_with_words_that_the_shipped_model_knows_start_from_it(tmp_path, commands):
-    _, train = recipe_for(tmp_path, commands, "a dog runs on the grass")
+    create, train = recipe_for(tmp_path, commands, "a dog runs on the grass")
     assert value(train, "--start_from") == str(PRETRAINED) and "--encoder" not in train
+    assert value(create, "--words_of") == str(PRETRAINED)
+    words = json.loads((tmp_path / "data/own/WORDMAP_own_5_cap_per_img_0_min_word_freq.json").read_text())
+    assert {"dog", "skateboard"} <= set(words)  # those of the photos, and those that it knows
 
 
 @pytest.mark.parametrize("option", ["--decoder hard", "--encoder=resnet18", "--embed-dim 64"])

@@ -28,6 +28,12 @@ def test_a_frequency_that_leaves_no_word_is_refused_with_one_that_does():
         build_word_map(COUNTS, 60)
 
 
+def test_words_that_a_captioner_knows_are_kept_beside_the_frequent_ones():
+    word_map = build_word_map(COUNTS, 6, known={"<pad>": 0, "<unk>": 1, "zebra": 2, "away": 3})
+    assert list(word_map) == ["a", "away", "dog", "zebra", "<unk>", "<start>", "<end>", "<pad>"]
+    assert list(word_map.values()) == [1, 2, 3, 4, 5, 6, 7, 0]
+
+
 def keep(tmp_path, max_len, *captions):
     photos = [AnnotatedPhoto(i, f"{i}.jpg", captions=list(some)) for i, some in enumerate(captions)]
     return keep_captioned(photos, max_len, LeftOut(tmp_path / "left_out.csv", len(photos), 1.0))
