@@ -54,7 +54,7 @@ class Config:
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
     overwrite: bool = False  # train from the beginning, in place of the run that is in run_folder
     train_options: str | None = None  # added to the recipe, as --train_options="--epochs 5"
-    img: str | None = None  # photo to caption in the end; default the first of the split that was evaluated
+    img: str | None = None  # photo to caption in the end; default six that were not trained on
 
 
 def main(config):
@@ -86,8 +86,8 @@ def main(config):
     run("create_input_files.py", *create)
     run("train.py", *data, *shlex.split(recipe), *train_options)
     run("eval.py", "--model", best)
-    img = config.img or first_photo(folder, data_name, image_folder)
-    run("caption.py", "--img", img, "--model", best, "--figure", f"{run_folder}/attention.png", "--overwrite")
+    photos = [config.img] if config.img else unseen_photos(folder, data_name, image_folder)
+    run("caption.py", "--img", *photos, "--model", best, "--output", f"{run_folder}/captions.html", "--overwrite")
 
 
 def sample_photos():
@@ -148,12 +148,12 @@ def run(script, *arguments):
         sys.exit(code)
 
 
-def first_photo(folder, data_name, image_folder):
-    """:return: path of a photo that was not trained on"""
+def unseen_photos(folder, data_name, image_folder, count=6):
+    """:return: paths of the first photos that were not trained on"""
     for split in ("TEST", "VAL", "TRAIN"):
         path = Path(folder) / f"{split}_REFERENCES_{data_name}.json"
         if path.exists():
-            return str(Path(image_folder) / load_json(path)[0]["file_name"])
+            return [str(Path(image_folder) / photo["file_name"]) for photo in load_json(path)[:count]]
     raise UserError(f"{folder}: no references of {data_name} found, which create_input_files.py should have left there")
 
 

@@ -80,7 +80,8 @@ def test_the_pipeline_runs_on_own_photos_beside_their_annotations(folder, tmp_pa
     options = ["--min_word_freq", 0, f"--train_options={shlex.join([*TINY, '--epochs', '1'])}"]
     printed = run(tmp_path, "run_pipeline.py", "--dataset", "own", "--annotations", annotations, *options)
     assert "TEST (4 photos)" in printed and "log-probability" in printed
-    assert (tmp_path / "runs/own/attention.png").exists()
+    assert printed.count("log-probability") == 4  # of the test photos
+    assert (tmp_path / "runs/own/captions.html").exists()
 
 
 def test_a_resumed_run_goes_on_where_the_last_ended(folder):
