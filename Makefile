@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint clean
+.PHONY: demo install test quick lint clean
 
 demo: .venv/installed          ## the whole pipeline on the built-in dataset
 	$(BIN)/python run_pipeline.py
+
+install: .venv/installed       ## the environment alone
 
 test: lint                     ## ruff, then every test: two processes, a core each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
