@@ -14,7 +14,17 @@ from typing import Literal
 
 from captioning.command_line import check_command_line, run_script
 from captioning.config_fields import check_fields
-from utils import SPECIAL_WORDS, CaptionLength, Count, CountOrZero, ImageSize, Seed, Share, UserError, Workers
+from utils import (
+    SPECIAL_WORDS,
+    CaptionLength,
+    CaptionsPerPhoto,
+    CountOrZero,
+    ImageSize,
+    Seed,
+    Share,
+    UserError,
+    Workers,
+)
 
 
 @dataclass
@@ -23,7 +33,7 @@ class Config:
     annotations: tuple[str, ...] | str | None = None  # JSON, CSV or TSV, see docs/data.md; default: drawn shapes
     image_folder: str | None = None  # where the photos are; default images/ beside the annotations
     output_folder: str | None = None  # where the files go; default data/<dataset>
-    captions_per_image: Count = 5  # captions stored for each photo: drawn if it has more, repeated if it has fewer
+    captions_per_image: CaptionsPerPhoto = 5  # stored for each photo: drawn if it has more, repeated if it has fewer
     min_word_freq: CountOrZero = 5  # words that occur this often or less in the training captions become <unk>
     words_of: str | None = None  # checkpoint of a captioner whose words are kept too, for train.py's --start_from
     max_len: CaptionLength = 50  # longest caption, in words; longer ones are not trained on, but stay references
@@ -59,7 +69,7 @@ from captioning.preparation.vocabulary import (
     keep_captioned,
     unknown_share,
 )
-from captioning.storage.files import remove_leftovers
+from captioning.storage.files import check_not_an_input, remove_leftovers
 from captioning.storage.folder_lock import sole_writer
 
 SMALL_SIDE = 32  # pixels: most encoders halve a photo's side five times
@@ -80,7 +90,11 @@ def create_input_files(config, folder):
     :param folder: Path of the output folder
     """
     base = f"{config.dataset}_{config.captions_per_image}_cap_per_img_{config.min_word_freq}_min_word_freq"
-    remove_leftovers(folder, rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)")
+    own = rf"[A-Z_]+_{re.escape(base)}\.(hdf5|json|csv|png)"  # names of the files that are written
+    for path in folder.iterdir():
+        if re.fullmatch(own, path.name):
+            check_not_an_input("output_folder", path, config.annotations or ())
+    remove_leftovers(folder, own)
 
     annotations = config.annotations or (create_shapes(folder, seed=config.seed),)
     image_folder = Path(config.image_folder or Path(annotations[0]).parent / "images")

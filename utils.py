@@ -28,6 +28,7 @@ BeamSizes = Annotated[tuple[BeamSize, ...], Field(min_length=1)]
 BeamSizeOfPage = Annotated[int, Field(ge=1, le=20)]  # as app.py's slider
 CaptionsOfPage = Annotated[int, Field(ge=1, le=10)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+CaptionsPerPhoto = Annotated[int, Field(ge=1, le=1000)]
 CaptionLength = Annotated[int, Field(ge=1, le=1000)]  # in words
 LengthOrZero = Annotated[int, Field(ge=0, le=1000)]  # in words
 Workers = Annotated[int, Field(ge=0, le=1024)]  # processes
@@ -65,6 +66,14 @@ def short(value):
     if isinstance(value, int) and value.bit_length() > 64:  # thousands of digits are slow to write, or refused
         return "a number of many digits"
     return repr(value)[:80] if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def is_out_of_memory(error):
+    """:return: whether an exception of Python, NumPy or PyTorch says that memory, a GPU's or the computer's, is full"""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError")
+    )
 
 
 def seed_everything(seed, deterministic=False):

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from captioning.config_fields import check_fields, describe_values, missing_field, read_options
 from captioning.screen import printable, safe_screen
-from utils import Stopped, UserError
+from utils import Stopped, UserError, is_out_of_memory
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -74,6 +74,12 @@ def errors_as_lines(config):
             raise
         reason = error.strerror or error
         exit_with(f"{os.fsdecode(error.filename)}: {reason}; give a path that you may read or write")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        needed = re.search(r"llocate [\d.,]+ \w+", str(error))
+        size = f" (it could not a{needed[0]})" if needed else ""
+        exit_with(f"memory: it is full{size}; end other programs, or take smaller batches, a narrower beam or model")
     except AttributeError as error:  # a field was deleted or misspelt at the top of the script
         if error.obj is not config:
             raise

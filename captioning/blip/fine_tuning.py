@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from captioning.blip.transformer import SAVING, Blip
 from captioning.storage.files import remove_leftovers
-from captioning.storage.tensors import check_weights, save_checkpoint
+from captioning.storage.tensors import OTHER_KIND, check_weights, save_checkpoint
 from captioning.training.resume import (
     LARGEST,
     changed_judgement,
@@ -136,7 +136,7 @@ class FineTuning:
             torch.set_rng_state(state["random_state"])
             if len(state["gpu_random_states"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["gpu_random_states"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except OTHER_KIND as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"resume: the run was another one ({reason}); repeat its options") from error
         forget_best_if_changed(self, changed_judgement(self.config, state["config"]))

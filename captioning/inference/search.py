@@ -132,6 +132,7 @@ def choose(log_probs, top_k, top_p, generator):
     if top_p < 1:
         ordered, words = log_probs.softmax(dim=1).sort(dim=1, descending=True)  # (n, vocab_size)
         beyond = ordered.cumsum(dim=1) - ordered >= top_p  # the word that crosses top_p is still in
+        beyond[:, 0].fill_(False)  # a top_p that float32 rounds to 0 leaves the likeliest
         log_probs = log_probs.masked_fill(beyond.scatter(1, words, beyond), -torch.inf)
     return log_probs.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
 

@@ -17,6 +17,8 @@ from utils import UserError, short
 MOST_SHARING = 4  # so many tensors may, on average, share the bytes of a file: tied weights do
 MOST_VALUES = 2_000_000  # in a file of tensors, where each takes a byte or more; a word map has one per word
 MOST_LEVELS = 32  # of dicts and lists within each other
+# What code that takes up a state may raise where a file has a part of another kind than it should.
+OTHER_KIND = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 FORMAT = 1  # of checkpoints; a higher one has parts that this code would not understand
 
 

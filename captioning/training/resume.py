@@ -11,7 +11,7 @@ import math
 import torch
 
 from captioning.distributed import get_rank
-from captioning.storage.tensors import check_weights, load_checkpoint
+from captioning.storage.tensors import OTHER_KIND, check_weights, load_checkpoint
 from captioning.training.losses import READINGS
 from captioning.training.start import MODEL_SETTINGS
 from utils import UserError, short
@@ -64,7 +64,7 @@ def restore(run, checkpoint):
             torch.set_rng_state(state["cpu"])
             if state["gpu"] is not None and run.device.type == "cuda":
                 torch.cuda.set_rng_state(state["gpu"], run.device)
-    except (AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError) as error:
+    except (*OTHER_KIND, UserError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"resume: the checkpoint is of another run ({reason}); repeat its options") from error
     judge_again_if_needed(run, checkpoint)

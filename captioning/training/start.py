@@ -15,7 +15,7 @@ from captioning.training.augmentation import Augmentation
 from captioning.training.losses import CaptionLoss
 from captioning.training.run import EncoderDecoder, Run, build_schedule
 from captioning.training.weight_averaging import WeightAverage
-from utils import UserError, choose_autocast
+from utils import UserError, choose_autocast, is_out_of_memory
 
 MODEL_SETTINGS = ("encoder", "encoder_dim", "decoder", *SETTINGS)  # what says how the model is built
 WORD_ROWS = ("embedding.weight", "fc.weight", "fc.bias")  # the decoder's weights that have a row for each word
@@ -109,9 +109,9 @@ def check_photos_are_large_enough(encoder, image_size):
     weight = next(encoder.parameters())
     try:
         encoder.grid(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=weight.device))
-    except torch.OutOfMemoryError:
-        raise
     except (AssertionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).split("\n")[0]
         raise UserError(
             f"encoder: {encoder.name} cannot see photos of {image_size} px ({reason}); make the files with a larger "

@@ -56,6 +56,10 @@ def spoil_kind(state):
     state["schedule"] = []
 
 
+def spoil_optimizer(state):
+    state["optimizer"] = torch.ones(3)
+
+
 def spoil_config(state):
     nested = []
     for _ in range(40):
@@ -79,7 +83,7 @@ def test_moments_without_strides_are_copied_into_memory_of_our_own(saved):
     assert run.optimizer.state[parameter]["exp_avg"].stride() == parameter.stride()
 
 
-@pytest.mark.parametrize("spoil", [spoil_shape, spoil_order, spoil_step, spoil_kind, spoil_config])
+@pytest.mark.parametrize("spoil", [spoil_shape, spoil_order, spoil_step, spoil_kind, spoil_optimizer, spoil_config])
 def test_a_damaged_file_is_refused_in_one_line_before_anything_is_taken(saved, spoil):
     run, state = saved
     before = {name: tensor.clone() for name, tensor in run.blip.model.state_dict().items()}

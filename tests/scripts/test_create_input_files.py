@@ -327,6 +327,7 @@ def test_a_killed_worker_ends_the_run_with_advice(tmp_path, monkeypatch):
 
 WRONG = {
     "captions_per_image": ({"captions_per_image": 0}, "captions_per_image: 0 found"),
+    "captions without end": ({"captions_per_image": 10**6}, "captions_per_image: 1000000 found, .* from 1 to 1,000"),
     "max_len": ({"max_len": 0}, "max_len: 0 found"),
     "image_size": ({"image_size": -1}, "image_size: -1 found"),
     "a photo like a wall": ({"image_size": 3_000_000}, "image_size: 3000000 found, .* from 1 to 4,096"),
@@ -354,6 +355,17 @@ def test_a_wrong_setting_is_named_in_one_line_and_nothing_is_made(tmp_path, monk
         main(config(tmp_path, **changes))
     assert "\n" not in str(error.value)
     assert not [path for path in tmp_path.glob("out/*") if not path.name.startswith("UNREADABLE")]
+
+
+def test_annotations_are_not_written_over(tmp_path):
+    make_dataset(tmp_path)
+    (tmp_path / "out").mkdir()
+    annotations = tmp_path / "out/TRAIN_REFERENCES_own_5_cap_per_img_2_min_word_freq.json"
+    (tmp_path / "dataset.json").rename(annotations)
+    before = annotations.read_bytes()
+    with pytest.raises(UserError, match="TRAIN_REFERENCES.* found, but that file is read here"):
+        main(config(tmp_path, annotations=(str(annotations),), image_folder=str(tmp_path / "images")))
+    assert annotations.read_bytes() == before
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):

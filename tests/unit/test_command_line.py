@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -251,6 +252,18 @@ def test_an_error_that_quotes_a_hostile_name_is_one_harmless_line(capsys):
     code, lines = end(main, capsys)
     assert code == 2 and len(lines) == 1 and lines[0].isprintable()
     assert lines[0].startswith("error: photo") and lines[0].endswith("broken")
+
+
+@pytest.mark.parametrize("library", ["Python", "NumPy", "PyTorch"])
+def test_full_memory_is_one_line(capsys, library):
+    def main(config):
+        if library == "Python":
+            raise MemoryError
+        (np if library == "NumPy" else torch).ones(2**46)
+
+    code, [line] = end(main, capsys)
+    assert code == 2 and line.startswith("error: memory: it is full") and line.endswith("model")
+    assert library == "Python" or "could not allocate " in line
 
 
 def test_an_error_of_a_worker_process_is_its_last_line(capsys):

@@ -7,6 +7,7 @@ import torch
 from toy_decoder import END, START, VOCAB, ToyDecoder, rules, seeded
 
 from captioning.inference.search import greedy_search, sample_captions
+from utils import UserError
 
 
 @pytest.mark.parametrize("top_k", [0, 1])
@@ -28,6 +29,18 @@ def test_samples_and_greedy_choice_keep_the_rules(options):
         if "no_repeat_ngram" in options:
             pairs = list(zip(h.words, h.words[1:]))  # noqa: B905  one is shorter
             assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-300])
+def test_the_smallest_share_of_probability_leaves_the_likeliest_word(top_p):
+    decoder, photos, r = ToyDecoder(), torch.arange(20), rules(max_length=5)
+    found = sample_captions(decoder, photos, r, top_p=top_p, generator=seeded(0))
+    assert [h.words for h in found] == [h.words for h in greedy_search(decoder, photos, r)]
+
+
+def test_a_temperature_that_is_no_number_is_refused():
+    with pytest.raises(UserError, match="temperature: nan found"):
+        rules(temperature=math.nan)
 
 
 def test_a_seed_repeats_its_samples_and_leaves_the_global_generator_alone():

@@ -196,6 +196,7 @@ def test_moments_of_another_optimizer_are_refused(edit):
         lambda content: content["average"].update(epoch_ends={0: {}}),
         lambda content: content.update(average=3),
         lambda content: content["optimizer"]["param_groups"][0].update(params=[[]]),
+        lambda content: content.update(optimizer=torch.ones(3)),
     ],
 )
 def test_a_checkpoint_with_odd_numbers_is_refused_in_one_line(training, refused, edit):
