@@ -145,12 +145,13 @@ def test_a_step_leaves_nothing_to_the_garbage_collector():
     decoder = build_decoder({"decoder": "soft"}, 99, 32)
     gc.collect()
     gc.disable()
+    before = shared_objects()  # what other tests of this process still hold
     try:
         decoded = decoder(torch.randn(2, 1, 1, 32), torch.tensor([[1, 4, 5, 2], [1, 6, 2, 0]]), torch.tensor([4, 3]))
         decoded.logits.sum().backward()
-        assert shared_objects()  # there were some
+        assert len(shared_objects()) > len(before)
         del decoded
-        assert shared_objects() == []
+        assert len(shared_objects()) == len(before)
     finally:
         gc.enable()
 
