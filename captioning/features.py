@@ -53,7 +53,8 @@ def cache_features(encoder, image_file, device, batch_size=32, autocast=None, vi
         key = cache_key(encoder, image_file, images, autocast, view)
         name = image_file.stem.replace("_IMAGES_", "_FEATURES_")
         which = f"_view{view.number}" if view else ""
-        path = image_file.with_name(f"{name}_{encoder.name}{which}_{key}.hdf5")
+        network = encoder.name.replace("/", "_")  # of timm/<name>
+        path = image_file.with_name(f"{name}_{network}{which}_{key}.hdf5")
         if is_first():
             remove_leftovers(path.parent, r"[A-Z]+_FEATURES_.+\.hdf5")
         there = path.exists() or path.is_symlink()

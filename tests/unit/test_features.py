@@ -175,6 +175,15 @@ def test_other_networks_have_a_file_of_their_own(make_files, encoder):
     assert len(paths) == 2
 
 
+def test_features_of_a_network_of_timms_lie_beside_the_data_too(make_files):
+    made = make_files(photos=3, side=64)
+    encoder = Encoder("timm/convnext_atto")
+    path = cache_features(encoder, made.paths.images, "cpu")
+    assert path.parent == made.folder and "_timm_convnext_atto_" in path.name
+    with torch.no_grad():
+        assert np.array_equal(features_of(path), encoder.grid(torch.from_numpy(made.images)).numpy())
+
+
 def test_other_images_under_the_same_name_are_noticed(make_files, encoder):
     made = make_files(photos=4, side=64)
     first = cache_features(encoder, made.paths.images, "cpu")
