@@ -55,7 +55,7 @@ class Finetune:
     data_name: str = SHAPES  # what their names share
     output_folder: str = "blip_finetuned_model"  # where the best model goes; also training.pth and TensorBoard's curves
     resume: bool = False  # continue the run whose training.pth is in output_folder
-    overwrite: bool = False  # replace the fine-tuned model that is in output_folder
+    overwrite: bool = False  # replace the fine-tuned model that is in output_folder; not together with --resume
     save_minutes: NotNegative = 10.0  # time between two savings within an epoch; 0 saves after each epoch only
 
     # What is learned
@@ -190,7 +190,9 @@ def finetune(config):
 
 
 def check_output_folder(config, folder):
-    """:raises UserError: if fine-tuning would replace what is in its folder without being asked"""
+    """:raises UserError: if fine-tuning would replace what is in its folder, unless that alone is asked for"""
+    if config.resume and config.overwrite:
+        raise UserError("resume, overwrite: both found, but one continues the run that the other replaces; give one")
     if config.resume or config.overwrite:
         return
     if (folder / "training.pth").exists():
@@ -355,20 +357,18 @@ def evaluate(config):
     output_folder = Path(config.output_folder or model_folder)
     blip = load_blip(config.model, choose_device(config.device))
     known = training_captions(data_folder / f"TRAIN_REFERENCES_{config.data_name}.json")
-    scores, statistics = {}, {}
     for split in [name.upper() for name in config.split] or default_split(data_folder, config.data_name):
         loader, _ = build_loader(
             data_folder, config.data_name, split, None, blip.device, batch_size=config.batch_size, cached=False,
             workers=config.workers,
         )  # fmt: skip
-        scores[split], statistics[split] = score_split(
+        scores, statistics = score_split(
             blip, split, loader, None, known, config.beam_sizes, config.max_length, output_folder,
             normalisation=config.normalisation,
         )  # fmt: skip
-        print_split(split, len(loader.dataset), scores[split], statistics[split])
-    save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
-    save_json({**statistics, "settings": asdict(config)}, output_folder / "statistics.json")  # as eval.py's
-    print(f"Written to {output_folder}: scores.json, statistics.json, captions_*_results.json, scores_*.csv")
+        print_split(split, len(loader.dataset), scores, statistics)
+        save_json({**statistics, "settings": asdict(config)}, output_folder / f"statistics_{split}.json")
+    print(f"Written to {output_folder}: scores_*.json, statistics_*.json, captions_*_results.json, scores_*.csv")
 
 
 def new(config):

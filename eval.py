@@ -100,26 +100,26 @@ def main(config):
     options |= {"no_repeat_ngram": config.no_repeat_ngram, "never_unk": config.no_unk}
     options |= {"groups": config.beam_groups, "diversity": config.diversity}
     known = training_captions(data_folder / f"TRAIN_REFERENCES_{data_name}.json")
-    scores, statistics = {}, {}
+    statistics = {}
     for split in splits:
         loader, resident = open_split(split)
         max_length = config.max_length
         if max_length is None and "max_length" not in checkpoint:  # a file from before checkpoints said it
             max_length = int(loader.dataset.lengths.max()) - 2  # they count <start> and <end>
-        scores[split], statistics[split] = score_split(
+        scores, statistics[split] = score_split(
             captioner, split, loader, resident, known, config.beam_sizes, max_length, output_folder,
             tokenizer=config.tokenizer, n_best=config.n_best, **options,
         )  # fmt: skip
-        print_split(split, len(loader.dataset), scores[split], statistics[split])
-        save_json(scores, output_folder / "scores.json")  # {split: {beam size: {metric: value}}}
+        print_split(split, len(loader.dataset), scores, statistics[split])
         if config.pointing:
             print(pointing_game(captioner, loader, resident, config.beam_sizes[-1], max_length, **options))
-    written = "scores.json, statistics.json, captions_*_results.json, scores_*.csv"
+    common = {"settings": {**asdict(config), "model": config.model or [str(path)]}}  # that gave these scores
+    written = "scores_*.json, statistics_*.json, captions_*_results.json, scores_*.csv"
     if config.calibrate:
-        statistics["calibration"] = calibrate(captioner, open_split, list(scores), output_folder)
+        common["calibration"] = calibrate(captioner, open_split, splits, output_folder)
         written += ", calibration_*.png"
-    statistics["settings"] = {**asdict(config), "model": config.model or [str(path)]}  # that gave these scores
-    save_json(statistics, output_folder / "statistics.json")  # {split: {"perplexity", "captions": {beam size: ...}}}
+    for split in splits:  # {"perplexity", "captions": {beam size: ...}, "settings", "calibration"}
+        save_json(statistics[split] | common, output_folder / f"statistics_{split}.json")
     print(f"Written to {output_folder}: {written}")
 
 

@@ -1,11 +1,11 @@
 """
-The four steps in a row: preprocess, train, evaluate, caption a photo. By default on the built-in dataset, whose words a
-small decoder learns in a few minutes on two cores; `make demo` runs this. With your own photos:
+The four steps in a row: preprocess, train, evaluate, caption six photos. By default on the built-in dataset, whose words
+a small decoder learns in a few minutes on two cores; `make demo` runs this. With your own photos:
 
     python run_pipeline.py --dataset holiday --annotations captions.csv --image_folder photos
 
-Each step is a command that you could type yourself, and is printed as it runs. Run again, it continues where it ended.
-With other photos or captions, choose another --run_folder, or --overwrite.
+Each step is a command that you could type yourself, and is printed as it runs. Run again, it continues where it ended,
+with the data that it began with. With other photos or captions, choose another --dataset, or --overwrite.
 """
 
 import shlex
@@ -52,7 +52,7 @@ class Config:
     image_folder: str | None = None  # its photos; default images/ beside the annotations
     min_word_freq: CountOrZero | None = None  # words as rare as this become <unk>; default 5, or 0 for few photos
     run_folder: str | None = None  # where the model goes; default runs/<dataset>
-    overwrite: bool = False  # train from the beginning, in place of the run that is in run_folder
+    overwrite: bool = False  # make the data again, and train anew in place of the run that is in run_folder
     train_options: str | None = None  # added to the recipe, as --train_options="--epochs 5"
     img: str | None = None  # photo to caption in the end; default six that were not trained on
 
@@ -83,11 +83,32 @@ def main(config):
     if not annotations and PRETRAINED.is_file():  # something to see before the training
         run("caption.py", "--img", *sample_photos(), "--model", str(PRETRAINED), "--no_unk",
             "--output", "outputs/samples.html", "--overwrite")  # fmt: skip
-    run("create_input_files.py", *create)
+    if not config.overwrite and may_keep_data(annotations, Path(folder, f"WORDMAP_{data_name}.json"), run_folder):
+        print(f"\n{folder}: kept as it is, for the run in {run_folder} learns from it")
+    else:
+        run("create_input_files.py", *create)
     run("train.py", *data, *shlex.split(recipe), *train_options)
     run("eval.py", "--model", best)
     photos = [config.img] if config.img else unseen_photos(folder, data_name, image_folder)
     run("caption.py", "--img", *photos, "--model", best, "--output", f"{run_folder}/captions.html", "--overwrite")
+
+
+def may_keep_data(annotations, word_map, run_folder):
+    """
+    :param word_map: path of the data's file that is written last
+    :return: whether the data are there, and so is a run, whose photos and captions may not be replaced by others
+    :raises UserError: if the annotations have changed since
+    """
+    checkpoints = (Path(run_folder, f"{name}.pth") for name in ("last", "previous", "best"))
+    if not word_map.exists() or not any(map(Path.exists, checkpoints)):
+        return False
+    for path in annotations:
+        if Path(path).stat().st_mtime > word_map.stat().st_mtime:
+            raise UserError(
+                f"annotations: {path} is newer than {word_map.parent}, which the run in {run_folder} learns from; give "
+                "the new data another name (--dataset), replace both (--overwrite), or continue with train.py --resume"
+            )
+    return True
 
 
 def sample_photos():

@@ -42,7 +42,7 @@ class Config:
     data_name: str = "shapes_5_cap_per_img_5_min_word_freq"  # what their names share
     run_folder: str | None = None  # where checkpoints and curves go; default runs/<data_name>
     resume: str | None = None  # checkpoint to continue from, such as runs/shapes/last.pth; 'auto': the folder's
-    overwrite: bool = False  # let a new run replace one that is in run_folder
+    overwrite: bool = False  # replace the run that is in run_folder; not together with resuming that run
     start_from: str | None = None  # checkpoint of a trained captioner, for a new run on new data with other words
     save_minutes: NotNegative = 10.0  # time between two checkpoints within an epoch; 0 saves after each epoch only
 

@@ -55,12 +55,13 @@ def main(config):
     scores = []
     for seed in range(config.seeds):
         run_folder = folder / f"seed_{seed}"
-        if not (run_folder / "scores.json").exists():
+        scores_file = run_folder / f"scores_{config.split}.json"
+        if not scores_file.exists():
             run("train.py", *recipe, "--seed", seed, "--run_folder", run_folder, "--resume", "auto")
             run("eval.py", run_folder, "--split", config.split, "--beam_sizes", *config.beam_sizes, *evaluation)
         else:
             print(f"{run_folder}: done before")
-        scores.append(load_json(run_folder / "scores.json")[config.split])
+        scores.append(load_json(scores_file))
     rows = [row_of(config, beam_size, [one[str(beam_size)] for one in scores]) for beam_size in config.beam_sizes]
     print_rows(rows)
     append_rows(rows, Path(config.folder) / "results.csv")

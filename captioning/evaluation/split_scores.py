@@ -28,9 +28,9 @@ def score_split(
     **options,
 ):  # fmt: skip
     """
-    Caption a split with each beam size, and write the captions, with each photo's own scores for the last beam size.
+    Caption a split with each beam size, and write the captions, the scores, and each photo's own for the last beam size.
 
-    The captions are written before they are scored, so that they are there if METEOR's Java fails.
+    The split is in all files' names, and captions are written before they are scored, so that they are there if METEOR's Java fails.
     :param captioner: `Captioner`, or another with its `caption_split` and `perplexity`
     :param loader, resident: as `features.build_loader` gives them
     :param known: captions of the training set, or None
@@ -40,7 +40,7 @@ def score_split(
     :param options: for `caption_split`
     :return: dict of beam size -> dict of metric -> value; dict of the perplexity and what the captions are like
     """
-    rows, captions = {}, {}
+    scores, captions = {}, {}
     with metrics.MeteorProcess() as meteor:  # one start of Java for all beam sizes
         for beam_size in beam_sizes:
             if n_best > 1:
@@ -63,9 +63,10 @@ def score_split(
             scored = (
                 metrics.tokenize_for_coco(references, hypotheses) if tokenizer == "ptb" else (references, hypotheses)
             )
-            rows[str(beam_size)], each = metrics.all_scores(*scored, meteor)
+            scores[str(beam_size)], each = metrics.all_scores(*scored, meteor)
+    save_json(scores, output_folder / f"scores_{split}.json")
     save_photo_scores(photos, hypotheses, each, output_folder / f"scores_{split}_beam{beam_size}.csv")
-    return rows, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
+    return scores, {"perplexity": captioner.perplexity(loader, resident), "captions": captions}
 
 
 def save_n_best(photos, n_best, path):
@@ -87,12 +88,12 @@ def save_photo_scores(photos, hypotheses, each, path):
             table.writerow((photo["file_name"], " ".join(words), *numbers))
 
 
-def print_split(split, num_photos, rows, statistics):
+def print_split(split, num_photos, scores, statistics):
     """
-    :param rows, statistics: of `score_split`
+    :param scores, statistics: of `score_split`
     """
     print(f"\n{split} ({num_photos} photos)\n{'beam':>5}" + "".join(f"{metric:>10}" for metric in metrics.ALL))
-    for beam_size, row in rows.items():
+    for beam_size, row in scores.items():
         print(f"{beam_size:>5}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics.ALL))
     if num_photos < FEW_PHOTOS:
         print(f"Only {num_photos} photos: scores are coarse; BLEU-4 is 0 if no four words in a row are right")

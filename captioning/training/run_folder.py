@@ -62,12 +62,17 @@ class RunFolder:
         :param resume: path of a checkpoint; 'auto' for this folder's newest if there is one; None for a new run
         :param overwrite: whether a new run may take the place of one that is in the folder
         :return: its content, None for a new run
-        :raises UserError: if another run uses the folder; if its checkpoints would be overwritten; if the checkpoint is
-            damaged (the line says whether its predecessor can be resumed)
+        :raises UserError: if another run uses the folder; if its checkpoints would be overwritten; if they are to be
+            continued and overwritten; if the checkpoint is damaged (the line says whether its predecessor can be resumed)
         """
         self.hold()
         self.overwrite, path = overwrite, self.choose(resume)
         own = path is not None and path.parent.resolve() == self.path.resolve()
+        if overwrite and (own or resume == "auto"):
+            raise UserError(
+                f"resume, overwrite: both found, but one continues the run in {self.path} and the other replaces it; "
+                "leave one of them out"
+            )
         there = [one for one in (self.last, self.previous, self.best) if one.exists() or one.is_symlink()]
         if there and not own and not overwrite:
             raise UserError(
@@ -143,7 +148,7 @@ class RunFolder:
             raise UserError(f"run_folder: {self.path} cannot be made ({error.strerror}); choose another") from None
         self.hold()
         remove_leftovers(self.path, r"\w+\.(pth|json|csv)")
-        if self.overwrite and self.resumed is None:
+        if self.overwrite:
             self.remove_older_run()
         starts = self.path / "starts.json"
         before = load_json(starts) if starts.exists() or starts.is_symlink() else []

@@ -74,7 +74,7 @@ def over_seeds(training, tmp_path):
 
 def test_results_over_seeds_are_mean_and_spread_and_what_is_done_is_not_done_again(over_seeds, tmp_path):
     printed, rows = over_seeds()
-    scores = [json.loads((tmp_path / f"results/tiny/seed_{i}/scores.json").read_text())["VAL"] for i in range(2)]
+    scores = [json.loads((tmp_path / f"results/tiny/seed_{i}/scores_VAL.json").read_text()) for i in range(2)]
     assert [row["beam"] for row in rows] == ["1", "2"]
     for row in rows:
         values = [one[row["beam"]]["ROUGE-L"] for one in scores]

@@ -234,10 +234,10 @@ def test_eval_prints_eval_pys_table_and_its_results_stand_in_view_captions(
     without_meteor(monkeypatch)
     main(Eval(trained, **data, split=("test",), beam_sizes=(1, 2), output_folder=str(tmp_path), device="cpu"))
     printed = capsys.readouterr().out
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert list(scores["TEST"]) == ["1", "2"] and set(scores["TEST"]["2"]) == set(metrics.ALL)
-    assert json.loads((tmp_path / "statistics.json").read_text())["settings"]["beam_sizes"] == [1, 2]
-    assert "TEST (6 photos)\n beam    BLEU-1" in printed and f"{scores['TEST']['2']['CIDEr']:.4f}" in printed
+    scores = json.loads((tmp_path / "scores_TEST.json").read_text())
+    assert list(scores) == ["1", "2"] and set(scores["2"]) == set(metrics.ALL)
+    assert json.loads((tmp_path / "statistics_TEST.json").read_text())["settings"]["beam_sizes"] == [1, 2]
+    assert "TEST (6 photos)\n beam    BLEU-1" in printed and f"{scores['2']['CIDEr']:.4f}" in printed
     results = tmp_path / "captions_TEST_beam2_results.json"
     split = CaptionDataset(*data.values(), "TEST", image_major=True)
     found = load_blip(trained).search(

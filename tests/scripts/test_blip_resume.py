@@ -98,6 +98,8 @@ def test_a_second_fine_tuning_does_not_replace_the_first(tmp_path):
     (tmp_path / "training.pth").write_bytes(b"the first")
     with pytest.raises(UserError, match="--resume.*--output_folder.*--overwrite"):
         main(Finetune(output_folder=str(tmp_path), device="cpu"))
+    with pytest.raises(UserError, match="resume, overwrite: both found"):
+        main(Finetune(output_folder=str(tmp_path), device="cpu", resume=True, overwrite=True))
     assert (tmp_path / "training.pth").read_bytes() == b"the first"
 
 

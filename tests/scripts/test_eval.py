@@ -75,25 +75,36 @@ def test_every_photo_has_a_row_with_its_caption_and_the_last_beam_sizes_scores(o
     assert [row["image"] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
     assert [row["caption"] for row in rows] == [result["caption"] for result in results]
     mean = sum(float(row["ROUGE-L"]) for row in rows) / 3
-    assert mean == pytest.approx(load(options, "scores.json")["TEST"]["2"]["ROUGE-L"], abs=1e-4)
+    assert mean == pytest.approx(load(options, "scores_TEST.json")["2"]["ROUGE-L"], abs=1e-4)
 
 
 def test_statistics_hold_the_perplexity_and_what_the_captions_are_like(options):
     main(Config(**options))
-    assert set(load(options, "scores.json")["TEST"]["1"]) == set(metrics.ALL)
-    found = load(options, "statistics.json")
-    assert set(found) == {"TEST", "settings"} and set(found["TEST"]["captions"]) == {"1", "2"}
+    assert set(load(options, "scores_TEST.json")["1"]) == set(metrics.ALL)
+    found = load(options, "statistics_TEST.json")
+    assert set(found) == {"perplexity", "captions", "settings"} and set(found["captions"]) == {"1", "2"}
     captioner, _, _ = load_captioner(options["model"])
     loader, _ = build_loader(options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device)
-    assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-5)
     hypotheses, _, cut_off, _ = captioner.caption_split(loader, 2, 5)
     known = [caption for i in range(3) for caption in (["a", "cat", str(i)], ["one", "more"])]
     expected = metrics.caption_statistics(hypotheses, known) | {"cut_off": cut_off}
-    assert found["TEST"]["captions"]["2"] == pytest.approx(expected)
+    assert found["captions"]["2"] == pytest.approx(expected)
 
     (Path(options["data_folder"]) / f"TRAIN_REFERENCES_{options['data_name']}.json").unlink()
     main(Config(**options))
-    assert "in_training_set" not in load(options, "statistics.json")["TEST"]["captions"]["2"]
+    assert "in_training_set" not in load(options, "statistics_TEST.json")["captions"]["2"]
+
+
+def test_each_split_has_files_of_its_own(options):
+    main(Config(**options))
+    folder = Path(options["output_folder"])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    main(Config(**options | {"split": ("VAL", "TRAIN")}))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for split in ("VAL", "TRAIN"):
+        assert load(options, f"scores_{split}.json")["2"].keys() == load(options, "scores_TEST.json")["2"].keys()
+        assert load(options, f"statistics_{split}.json")["settings"]["split"] == ["VAL", "TRAIN"]
 
 
 def test_scores_of_few_photos_are_called_coarse(options, capsys):
@@ -116,7 +127,7 @@ def test_data_that_were_made_again_since_the_training_are_told(options, make_fil
 
 def test_statistics_say_which_model_and_which_settings_gave_the_scores(options):
     main(Config(**options | {"beam_sizes": (2,), "normalisation": "length", "no_unk": True}))
-    found = load(options, "statistics.json")["settings"]
+    found = load(options, "statistics_TEST.json")["settings"]
     assert set(found) == set(vars(Config()))
     assert found["model"] == list(options["model"]) and found["beam_sizes"] == [2]
     assert (found["normalisation"], found["no_unk"], found["tokenizer"]) == ("length", True, "ours")
@@ -135,13 +146,13 @@ def test_n_best_captions_are_written_and_described_and_the_best_is_scored(option
     main(Config(**options | {"beam_sizes": (4,), "n_best": 3}))
     lists = load(options, "captions_TEST_beam4_n_best.json")
     assert [row["captions"][0] for row in lists] == [row["caption"] for row in plain]
-    found = load(options, "statistics.json")["TEST"]["captions"]["4"]
+    found = load(options, "statistics_TEST.json")["captions"]["4"]
     n_best = [[caption.split() for caption in row["captions"]] for row in lists]
     assert {name: found[name] for name in found if "n_best" in name} == metrics.n_best_statistics(n_best)
     assert "captions per photo, of whose words" in capsys.readouterr().out
     for diversity, captions in ((0.0, 1), (20.0, 3)):  # without a cost all groups write the same
         main(Config(**options | {"beam_sizes": (4,), "n_best": 3, "beam_groups": 4, "diversity": diversity}))
-        assert load(options, "statistics.json")["TEST"]["captions"]["4"]["n_best"] == captions
+        assert load(options, "statistics_TEST.json")["captions"]["4"]["n_best"] == captions
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,7 @@ def test_groups_that_cannot_be_are_refused_before_the_work(options, setting, exp
 
 def test_calibration_is_fitted_on_val_and_lowers_its_loss(options):
     main(Config(**options | {"calibrate": True, "beam_sizes": (1,)}))
-    found = load(options, "statistics.json")["calibration"]
+    found = load(options, "statistics_TEST.json")["calibration"]
     assert list(found) == ["temperature", "VAL", "TEST"]
     assert found["VAL"]["after"]["loss"] < found["VAL"]["before"]["loss"]
     captioner, _, _ = load_captioner(options["model"])
@@ -178,8 +189,8 @@ def test_several_checkpoints_are_scored_as_one_ensemble(options, tmp_path, capsy
     loader, _ = build_loader(
         options["data_folder"], options["data_name"], "TEST", captioner.encoder, captioner.device, cached=False
     )
-    found = json.loads((tmp_path / "statistics.json").read_text())  # beside the first checkpoint
-    assert found["TEST"]["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-4)
+    found = json.loads((tmp_path / "statistics_TEST.json").read_text())  # beside the first checkpoint
+    assert found["perplexity"] == pytest.approx(captioner.perplexity(loader), rel=1e-4)
     assert found["calibration"]["temperature"] > 0
 
 
@@ -198,7 +209,7 @@ def test_several_checkpoints_are_scored_as_one_ensemble(options, tmp_path, capsy
 def test_settings_that_make_no_sense_are_refused_in_one_line(options, wrong, expected):
     with pytest.raises(UserError, match=expected):
         main(Config(**options | wrong))
-    assert not (Path(options["output_folder"]) / "scores.json").exists()
+    assert not Path(options["output_folder"]).exists()
 
 
 def test_photos_of_another_size_than_the_models_are_refused(options, make_files, tmp_path):
@@ -210,7 +221,7 @@ def test_photos_of_another_size_than_the_models_are_refused(options, make_files,
 
 def test_perplexity_on_data_of_other_ids_is_that_of_the_models_own(options, make_files, tmp_path):
     main(Config(**options))
-    expected = load(options, "statistics.json")["TEST"]["perplexity"]
+    expected = load(options, "statistics_TEST.json")["perplexity"]
     made = make_files("TEST", photos=3, side=64, seed=len("TEST"))
     last = len(WORD_MAP) - 1
     turned = {"word_map": {word: last - i for word, i in WORD_MAP.items()},
@@ -218,7 +229,7 @@ def test_perplexity_on_data_of_other_ids_is_that_of_the_models_own(options, make
     (tmp_path / "turned").mkdir()
     make_files("TEST", photos=3, side=64, seed=len("TEST"), folder=tmp_path / "turned", **turned)
     main(Config(**options | {"data_folder": str(tmp_path / "turned")}))
-    assert load(options, "statistics.json")["TEST"]["perplexity"] == pytest.approx(expected, rel=1e-6)
+    assert load(options, "statistics_TEST.json")["perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_longest_length_is_the_checkpoints_or_that_of_the_data_and_cut_captions_are_counted(options, capsys):
@@ -231,7 +242,7 @@ def test_the_longest_length_is_the_checkpoints_or_that_of_the_data_and_cut_capti
         torch.save(checkpoint, path)
         main(Config(**options | {"beam_sizes": (1,)}))
         longest[words] = max(len(row["caption"].split()) for row in load(options, "captions_TEST_beam1_results.json"))
-        assert load(options, "statistics.json")["TEST"]["captions"]["1"]["cut_off"] == 3
+        assert load(options, "statistics_TEST.json")["captions"]["1"]["cut_off"] == 3
         assert "3 cut off at the longest length (--max_length)" in capsys.readouterr().out
     assert longest[3] == 3
 

@@ -1,6 +1,7 @@
 """End to end, as a user would run it: the scripts as commands, on a small built-in dataset."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -60,10 +61,10 @@ def test_the_curves_hold_every_epochs_score(folder):
 
 def test_eval_writes_scores_and_results_for_each_beam_size_of_the_newest_best_checkpoint(folder):
     printed = run(folder, "eval.py", "--beam_sizes", 1, 2, "--output_folder", "scores", "--device", "cpu")
-    scores = json.loads((folder / "scores/scores.json").read_text())
-    assert list(scores) == ["TEST"] and list(scores["TEST"]) == ["1", "2"]
-    assert set(scores["TEST"]["2"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
-    assert f"{scores['TEST']['2']['BLEU-1']:.4f}" in printed
+    scores = json.loads((folder / "scores/scores_TEST.json").read_text())
+    assert list(scores) == ["1", "2"]
+    assert set(scores["2"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"}
+    assert f"{scores['2']['BLEU-1']:.4f}" in printed
     results = json.loads((folder / "scores/captions_TEST_beam2_results.json").read_text())
     assert len(results) == 4 and all(set(row) == {"image_id", "caption"} for row in results)
 
@@ -209,6 +210,23 @@ def test_a_run_is_continued_unless_it_is_to_be_overwritten(tmp_path, commands):
     assert value(train, "--resume") == "auto" and "--overwrite" not in train
     _, train = recipe_for(tmp_path, commands, "a dog runs on the grass", overwrite=True)
     assert "--overwrite" in train and "--resume" not in train
+
+
+def test_data_that_a_run_learns_from_are_kept_unless_the_run_is_replaced(tmp_path, commands, capsys):
+    caption = "a dog runs on the grass"
+    first = [command[0] for command in recipe_for(tmp_path, commands, caption)]
+    assert first == ["create_input_files.py", "train.py"]
+    (tmp_path / "runs/own").mkdir(parents=True)
+    (tmp_path / "runs/own/last.pth").touch()
+    data = {path: path.read_bytes() for path in (tmp_path / "data/own").iterdir()}
+    os.utime(tmp_path / "a.csv", (0, 0))
+    assert [command[0] for command in commands(annotations="a.csv")[:2]] == ["train.py", "eval.py"]
+    assert "data/own: kept as it is, for the run in runs/own learns from it" in capsys.readouterr().out
+    with pytest.raises(UserError, match="annotations: a.csv is newer than data/own, which the run in runs/own learns"):
+        recipe_for(tmp_path, commands, "a cat sits on the grass")
+    assert data == {path: path.read_bytes() for path in (tmp_path / "data/own").iterdir()}
+    create, _ = recipe_for(tmp_path, commands, "a cat sits on the grass", overwrite=True)
+    assert create[0] == "create_input_files.py"
 
 
 def test_few_photos_with_words_that_the_shipped_model_knows_start_from_it(tmp_path, commands):

@@ -60,6 +60,21 @@ def test_another_runs_checkpoint_is_not_resumed_into_a_folder_that_has_its_own(t
     assert "has the checkpoints of another run" in refused("two", "--resume", one / "last.pth")
 
 
+@pytest.mark.parametrize("resume", ["auto", "last.pth"])
+def test_a_run_is_not_continued_and_replaced_at_once(training, refused, resume):
+    folder = training("run", "--epochs", 1)
+    resume = folder / resume if resume != "auto" else resume
+    assert "resume, overwrite: both found" in refused("run", "--resume", resume, "--overwrite", "--epochs", 2)
+
+
+def test_a_run_that_is_continued_in_place_of_another_leaves_nothing_of_that(training):
+    one, two = training("one", "--epochs", 1), training("two", "--epochs", 2)
+    assert (two / "previous.pth").exists()
+    (two / "best.pth").write_bytes(b"the other's")
+    training("two", "--resume", one / "last.pth", "--epochs", 2, "--overwrite")
+    assert not (two / "best.pth").exists() or (two / "best.pth").read_bytes() != b"the other's"
+
+
 @pytest.mark.parametrize("missing, found", [(("last",), "previous.pth"), (("last", "previous"), "best.pth")])
 def test_auto_goes_on_from_what_there_is(training, capsys, missing, found):
     folder = training("run", "--epochs", 2)
