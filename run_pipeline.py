@@ -1,6 +1,6 @@
 """
-The four steps in a row: preprocess, train, evaluate, caption six photos. By default on the built-in dataset, whose words
-a small decoder learns in a few minutes on two cores; `make demo` runs this. With your own photos:
+The four steps in a row: preprocess, train, evaluate, caption six photos. By default on the built-in dataset, whose
+words a small decoder learns in a few minutes on two cores; `make demo` runs this. With your own photos:
 
     python run_pipeline.py --dataset holiday --annotations captions.csv --image_folder photos
 

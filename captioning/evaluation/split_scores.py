@@ -28,9 +28,10 @@ def score_split(
     **options,
 ):  # fmt: skip
     """
-    Caption a split with each beam size, and write the captions, the scores, and each photo's own for the last beam size.
+    Caption a split with each beam size; write captions, scores, and each photo's own scores for the last beam size.
 
-    The split is in all files' names, and captions are written before they are scored, so that they are there if METEOR's Java fails.
+    The split is in all files' names. Captions are written before they are scored, so that they are there if METEOR's
+    Java fails.
     :param captioner: `Captioner`, or another with its `caption_split` and `perplexity`
     :param loader, resident: as `features.build_loader` gives them
     :param known: captions of the training set, or None

@@ -62,8 +62,9 @@ class RunFolder:
         :param resume: path of a checkpoint; 'auto' for this folder's newest if there is one; None for a new run
         :param overwrite: whether a new run may take the place of one that is in the folder
         :return: its content, None for a new run
-        :raises UserError: if another run uses the folder; if its checkpoints would be overwritten; if they are to be
-            continued and overwritten; if the checkpoint is damaged (the line says whether its predecessor can be resumed)
+        :raises UserError: if another run uses the folder; if its checkpoints would be overwritten, or are to be both
+            continued and overwritten; if the checkpoint is damaged (the line says whether its predecessor can be
+            resumed)
         """
         self.hold()
         self.overwrite, path = overwrite, self.choose(resume)
