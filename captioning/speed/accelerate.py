@@ -11,7 +11,6 @@ import functools
 import torch
 from torch import nn
 
-from captioning.speed.attention_in_parts import AttentionInParts, scores_by_the_formula
 from captioning.speed.memory import keep_freed_memory
 from captioning.speed.shared_products import (
     SharingEmbedding,
@@ -20,13 +19,11 @@ from captioning.speed.shared_products import (
     close_sharing,
     open_sharing,
 )
-from models import Attention
 
 # For each way to save time, which class it puts in the place of which.
 FASTER = {
     "one weight gradient": {nn.Linear: SharingLinear, nn.Embedding: SharingEmbedding, nn.LSTMCell: SharingLSTMCell},
     "oneDNN's order": {},  # it needs the classes above
-    "attention in parts": {Attention: AttentionInParts},
 }
 
 
@@ -45,10 +42,6 @@ def accelerate(decoder, ways=tuple(FASTER)):
         print(f"fast_cpu: this PyTorch has no {missing}, so the decoder computes in the plain way")
         return decoder
     classes = {plain: fast for way in ways for plain, fast in FASTER[way].items()}
-    attends = any(type(module) is Attention for module in decoder.modules())
-    if attends and Attention in classes and not scores_by_the_formula():
-        print("fast_cpu: Attention.scores in models.py is another formula now; it is computed as it stands there")
-        del classes[Attention]
     for module in decoder.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

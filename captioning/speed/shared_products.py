@@ -36,7 +36,7 @@ class shared_products:  # noqa: N801  used like a function
     def __init__(self, with_onednn=True):
         """:param with_onednn: let oneDNN multiply where a layer gains from it"""
         self.with_onednn = with_onednn
-        self.layers = {}  # of a layer, or of attention's keys: what its uses share
+        self.layers = {}  # (ids of its weight and its bias) -> what the uses of a layer share
 
     def __enter__(self):
         self.before = _context.set(self)
