@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.command_line import check_command_line, run_script
-from captioning.config_fields import check_fields, check_value
+from captioning.config_fields import check_fields, check_value, limits_of
 from utils import BeamSizeOfPage, CaptionsOfPage, Count, Port, Positive, choose_device
 
 
@@ -160,8 +160,8 @@ def build_app(models):
             with gradio.Column(scale=1):
                 photo = gradio.Image(label="Photo", sources=["upload", "clipboard", "webcam"], height=320)
                 settings = [
-                    gradio.Slider(1, 20, 5, step=1, label="Beam size"),
-                    gradio.Slider(1, 10, 1, step=1, label="Captions of each model"),
+                    gradio.Slider(*limits_of(BeamSizeOfPage), 5, step=1, label="Beam size"),
+                    gradio.Slider(*limits_of(CaptionsOfPage), 1, step=1, label="Captions of each model"),
                     gradio.Checkbox(label="Draw words by chance (sampling)"),
                     gradio.Slider(0.1, 2, 1, step=0.1, label="Temperature"),
                 ]

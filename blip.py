@@ -279,9 +279,9 @@ def train_one_epoch(run, loader, folder, stop):
         ids, mask = blip.spell(captions, config.max_pieces)  # (N, T) each
         with run.autocast:
             seen = blip.see(batch.images)  # (B, P + 1, dim): each photo is looked at once for all its captions
-            scores, targets = blip.predict(seen[rows.to(blip.device)], ids, mask)  # (N, T - 1, pieces), (N, T - 1)
+            logits, targets = blip.predict(seen[rows.to(blip.device)], ids, mask)  # (N, T - 1, pieces), (N, T - 1)
         loss = F.cross_entropy(
-            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=config.label_smoothing
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, label_smoothing=config.label_smoothing
         )
         first = i // config.accumulate * config.accumulate  # batch of this step of the optimizer; the last may be short
         run.scaler.scale(loss / min(config.accumulate, len(loader) - first)).backward()

@@ -172,15 +172,15 @@ def calibrate(captioner, open_split, splits, output_folder):
     :param open_split: function of a split's name to a loader and its resident features
     :return: dict of the temperature, and for each split of the loss and the expected calibration error
     """
-    found, scores_of = {}, captioner.decoder.scores
+    found, logits_of = {}, captioner.decoder.scores
     for split in dict.fromkeys(["VAL", *splits]):
         words = collect_outputs(captioner, *open_split(split))
         if split == "VAL":
-            found["temperature"] = fit_temperature(scores_of, *words)
+            found["temperature"] = fit_temperature(logits_of, *words)
             print(f"\ncalibration: temperature {found['temperature']:.3f} minimises the loss of VAL")
         found[split] = {}
         for when, temperature in (("before", 1.0), ("after", found["temperature"])):
-            r = measure(scores_of, *words, temperature)
+            r = measure(logits_of, *words, temperature)
             error = r.expected_calibration_error
             found[split][when] = {"loss": r.loss, "expected_calibration_error": error}
             print(f"{split} {when}: loss {r.loss:.4f}, expected calibration error {error:.4f}")

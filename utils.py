@@ -25,8 +25,8 @@ Several = Annotated[int, Field(ge=2, le=1000)]
 ImageSize = Annotated[int, Field(ge=1, le=4096)]  # in pixels
 BeamSize = Annotated[int, Field(ge=1, le=1000)]
 BeamSizes = Annotated[tuple[BeamSize, ...], Field(min_length=1)]
-BeamSizeOfPage = Annotated[int, Field(ge=1, le=20)]  # as app.py's slider
-CaptionsOfPage = Annotated[int, Field(ge=1, le=10)]
+BeamSizeOfPage = Annotated[int, Field(ge=1, le=20)]  # of app.py's slider
+CaptionsOfPage = Annotated[int, Field(ge=1, le=10)]  # likewise
 Port = Annotated[int, Field(ge=1, le=65535)]
 CaptionsPerPhoto = Annotated[int, Field(ge=1, le=1000)]
 CaptionLength = Annotated[int, Field(ge=1, le=1000)]  # in words

@@ -96,6 +96,12 @@ def check_value(name, kind, value):
     validate(name, kind, value, ConfigDict(strict=True, allow_inf_nan=False))
 
 
+def limits_of(kind):
+    """:return: the smallest and the largest value of a type such as `utils.BeamSizeOfPage`"""
+    schema = TypeAdapter(kind).json_schema()
+    return schema["minimum"], schema["maximum"]
+
+
 def validate(name, kind, value, rules):
     """
     :param rules: pydantic's `ConfigDict`

@@ -6,7 +6,9 @@ caption.py and blip.py share it. It knows no model.
 
 import contextlib
 import csv
+import hashlib
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,11 +97,15 @@ def in_shape(photo):
 
 
 def default_figure_path(photo_path):
-    """:return: a path in outputs/ that is this photo's alone: of holiday/a.jpg, outputs/holiday/a.jpg_attention.png"""
+    """
+    :return: a path in outputs/ that is this photo's alone: of holiday/a.jpg, outputs/holiday/a.jpg_attention.png; of a
+        photo from outside the working folder, outputs/a.jpg_<8 digits that stand for its folder>_attention.png
+    """
     path = photo_path.resolve()
     if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return Path("outputs", *path.relative_to(path.anchor).parts[:-1], f"{path.name}_attention.png")
+        return Path("outputs", path.relative_to(Path.cwd()).parent, f"{path.name}_attention.png")
+    folder = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:8]
+    return Path("outputs", f"{path.name}_{folder}_attention.png")
 
 
 def check_output(output):

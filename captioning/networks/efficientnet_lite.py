@@ -108,7 +108,7 @@ class InvertedResidual(nn.Module):
         wide = inputs * expansion
         self.conv_pw = nn.Conv2d(inputs, wide, kernel_size=1, bias=False)
         self.bn1 = NormReLU6(wide)
-        self.conv_dw = SamePadded(wide, wide, kernel, stride, groups=wide, bias=False)
+        self.conv_dw = depthwise(wide, kernel, stride)
         self.bn2 = NormReLU6(wide)
         self.conv_pwl = nn.Conv2d(wide, outputs, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs, eps=1e-3)
@@ -127,7 +127,7 @@ class FirstBlock(nn.Module):
 
     def __init__(self, inputs, outputs, kernel, stride, _):
         super().__init__()
-        self.conv_dw = SamePadded(inputs, inputs, kernel, stride, groups=inputs, bias=False)
+        self.conv_dw = depthwise(inputs, kernel, stride)
         self.bn1 = NormReLU6(inputs)
         self.conv_pw = nn.Conv2d(inputs, outputs, kernel_size=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, eps=1e-3)
@@ -151,13 +151,18 @@ class SamePadded(nn.Conv2d):
     """A convolution padded as TensorFlow does: the result has 1/stride of the side, and an odd pixel more goes last."""
 
     def forward(self, x):
-        if self.stride == (1, 1):  # as much on both sides, which the convolution does by itself
-            return F.conv2d(x, self.weight, self.bias, padding="same", groups=self.groups)
         padding = []
         for side, kernel, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride, strict=True):
             missing = max(0, (math.ceil(side / stride) - 1) * stride + kernel - side)
             padding += [missing // 2, missing - missing // 2]
         return super().forward(F.pad(x, padding))
+
+
+def depthwise(channels, kernel, stride):
+    """:return: convolution of each channel by itself, padded to 1/stride of the side"""
+    if stride == 1:  # as much on both sides, which the plain convolution does by itself
+        return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    return SamePadded(channels, channels, kernel, stride, groups=channels, bias=False)
 
 
 def init_convolution(layer):

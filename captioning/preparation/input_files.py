@@ -6,6 +6,7 @@ one word map for all.
 import contextlib
 import itertools
 import json
+import re
 import shutil
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -64,6 +65,7 @@ def write_files(splits, word_map, layout, seed, workers, left_out):
             left_out.save()
             # Until the new word map has its name, nothing here looks finished, and no file of an older run stays.
             remove_old_files(layout, [split for split in SPLITS if split not in written])
+            remove_features(layout)
     except BrokenProcessPool:
         raise UserError("workers: one was killed, most likely for lack of memory; run with fewer --workers") from None
     return written
@@ -162,3 +164,15 @@ def remove_old_files(layout, splits):
     names = [f"{split}_{kind}_{layout.base}.{ending}" for split in splits for kind, ending in ENDINGS.items()]
     for name in [f"WORDMAP_{layout.base}.json", *names]:
         (layout.folder / name).unlink(missing_ok=True)
+
+
+def remove_features(layout):
+    """Remove the features that captioning/features.py has kept of the dataset's photos as they were before."""
+    # Of no dataset whose name begins with all of this one's.
+    ours = re.compile(rf"({'|'.join(SPLITS)})_FEATURES_{re.escape(layout.base)}_((?!_min_word_freq_).)+\.hdf5")
+    paths = [path for path in layout.folder.iterdir() if ours.fullmatch(path.name)]
+    if paths:
+        size = sum(path.lstat().st_size for path in paths)
+        print(f"Removed features of the photos before, {size / 1e9:.2f} GB: {', '.join(path.name for path in paths)}")
+    for path in paths:
+        path.unlink(missing_ok=True)

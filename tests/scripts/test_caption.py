@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -359,3 +360,14 @@ def test_two_photos_of_one_name_have_two_figures(models, folder, tmp_path):
         "outputs/photos/a.jpg_attention.png",
         "outputs/photos/other/a.jpg_attention.png",
     ]
+
+
+def test_figures_of_photos_from_elsewhere_lie_flat_and_apart(models, folder, tmp_path, monkeypatch):
+    (folder / "other").mkdir()
+    shutil.copy(folder / "a.jpg", folder / "other")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for photo in (folder / "a.jpg", folder / "other" / "a.jpg", Path("..", "photos", "a.jpg")):
+        caption(models[0], photo)
+    drawn = [str(path) for path in Path("outputs").rglob("*.png")]
+    assert len(drawn) == 2 and all(re.fullmatch(r"outputs/a\.jpg_[0-9a-f]{8}_attention\.png", path) for path in drawn)

@@ -266,6 +266,31 @@ def test_a_split_that_is_gone_is_gone_from_the_folder_too(tmp_path):
     assert len(list((tmp_path / "out").glob("VAL*"))) == 4
 
 
+def test_features_of_photos_that_are_replaced_go_with_them_and_no_others(tmp_path, capsys):
+    make_dataset(tmp_path)
+    base, folder = "own_5_cap_per_img_2_min_word_freq", tmp_path / "out"
+    folder.mkdir()
+    stale = [
+        f"TRAIN_FEATURES_{base}_resnet101_0123456789ab.hdf5",
+        f"TEST_FEATURES_{base}_lite0_view2_ba9876543210.hdf5",
+    ]
+    others = [
+        "TRAIN_FEATURES_own_5_cap_per_img_5_min_word_freq_resnet101_0123456789ab.hdf5",
+        f"TRAIN_FEATURES_{base}_b_5_cap_per_img_2_min_word_freq_resnet101_0123456789ab.hdf5",
+    ]
+    for name in stale + others:
+        (folder / name).write_bytes(b"features")
+    (tmp_path / "images" / "0.png").rename(tmp_path / "0.png")
+    with pytest.raises(UserError):
+        main(config(tmp_path))
+    assert all((folder / name).exists() for name in stale)
+    (tmp_path / "0.png").rename(tmp_path / "images" / "0.png")
+    main(config(tmp_path))
+    assert sorted(path.name for path in folder.glob("*_FEATURES_*")) == sorted(others)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Removed features")]
+    assert all(name in line for name in stale)
+
+
 def test_after_a_kill_nothing_looks_finished_and_the_next_run_gives_what_a_clean_one_gives(tmp_path):
     make_dataset(tmp_path)
     main(config(tmp_path, output_folder=str(tmp_path / "clean")))
