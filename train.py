@@ -30,6 +30,7 @@ from utils import (
     Seed,
     Several,
     Share,
+    Views,
     Workers,
     seed_everything,
 )
@@ -117,7 +118,7 @@ class Config:
     colour: Share = 0.0  # strength of changes of brightness, contrast and saturation
     warp: Share = 0.0  # strength of rotation, shear and perspective; 1 is up to 30 degrees
     noise: Share = 0.0  # standard deviation of Gaussian noise, where a pixel goes from 0 to 1
-    cached_views: CountOrZero = 0  # changed copies of each photo to cache the features of; 0 changes it at each step
+    cached_views: Views = 0  # changed copies of each photo to cache the features of; 0 changes it at each step
 
     # Validation, after each epoch, on captions that the model writes by itself
     val_beam_size: BeamSize = 3  # 1 for greedy choice
@@ -150,6 +151,7 @@ from tqdm import tqdm
 
 from captioning import distributed
 from captioning.evaluation import metrics
+from captioning.inference.model_files import find_checkpoint
 from captioning.inference.trained_model import Captioner
 from captioning.training.data_identity import UnchangedFiles, describe_data, open_validation_data
 from captioning.training.gradient_steps import clip_gradients, window_of
@@ -189,7 +191,8 @@ def train_on(device, config):
     seed_everything(config.seed, config.deterministic)
     resumed_folder = Path(config.resume).parent if config.resume not in (None, "auto") else None
     folder = RunFolder(config.run_folder or resumed_folder or f"runs/{config.data_name}", config.save_minutes)
-    checkpoint = folder.load(config.resume, config.overwrite)
+    start = find_checkpoint(config.start_from) if config.start_from else None
+    checkpoint = folder.load(config.resume, config.overwrite, inputs=(start, config.encoder_weights))
 
     captions = CaptionDataset(config.data_folder, config.data_name, "TRAIN", config.image_major)
     val_captions = open_validation_data(config.data_folder, config.data_name)

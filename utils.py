@@ -21,6 +21,7 @@ Dimension = Annotated[int, Field(ge=1, le=100_000)]  # of a vector
 GridSide = Annotated[int, Field(ge=1, le=256)]  # of the encoder's grid, in locations
 Layers = Annotated[int, Field(ge=1, le=100)]
 Block = Annotated[int, Field(ge=1, le=4)]  # of convolutions
+Views = Annotated[int, Field(ge=0, le=1000)]  # of a photo
 Several = Annotated[int, Field(ge=2, le=1000)]
 ImageSize = Annotated[int, Field(ge=1, le=4096)]  # in pixels
 BeamSize = Annotated[int, Field(ge=1, le=1000)]

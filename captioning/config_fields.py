@@ -84,7 +84,11 @@ def check_fields(config, needed=()):
         if not hasattr(config, name):
             raise UserError(missing_field(config_class, name))
     for name, option in options.items():
-        check_value(name, option.type, getattr(config, name))
+        value = getattr(config, name)
+        check_value(name, option.type, value)
+        empty = "" in value if isinstance(value, list | tuple) else value == ""
+        if empty and option.default != "":  # as of a shell's variable that is not set
+            raise UserError(f"{name}: an empty text found; give one that says something, or leave the option out")
 
 
 def check_value(name, kind, value):

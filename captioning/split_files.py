@@ -100,6 +100,10 @@ def refuse_mixed_files(files, content):
         raise UserError(f"{files.captions}: captions do not end where {files.lengths.name} says; make the files again")
     if (captions[:, 0] != word_map["<start>"]).any():
         raise UserError(f"{files.captions}: captions do not begin with <start>; make the files again")
+    places = np.arange(longest)  # (max_length,)
+    special = np.isin(captions, [word_map[word] for word in ("<pad>", "<start>", "<end>")])  # (I * N_c, max_length)
+    if (special & (places > 0) & (places < lengths[:, None] - 1)).any():
+        raise UserError(f"{files.captions}: captions have <pad>, <start> or <end> within; make the files again")
 
 
 def load_references_of_split(files, num_photos):

@@ -3,7 +3,6 @@ Reading the field's JSON files: Karpathy's layout (coco, flickr8k, flickr30k), C
 with their captions (BLIP's files, Hugging Face's metadata.jsonl).
 """
 
-import json
 import re
 
 from captioning.preparation.annotated_photo import (
@@ -14,7 +13,7 @@ from captioning.preparation.annotated_photo import (
     get_field,
 )
 from captioning.preparation.tokenizer import tokenize, without_special
-from captioning.storage.files import load_json, read_text
+from captioning.storage.files import load_json, parse_json, read_text
 from utils import UserError
 
 NAME_KEYS = ("image", "file_name", "filename", "image_path")
@@ -49,7 +48,7 @@ def read_json_lines(path):
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                content.append(json.loads(line))
+                content.append(parse_json(line))
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is not valid JSON ({error}); correct it") from None
     return content

@@ -5,13 +5,14 @@ A line is a word and its numbers, with spaces between; word2vec writes the numbe
 """
 
 import codecs
-import math
 import re
 
 import torch
 
 from captioning.storage.files import check_file
 from utils import SPECIAL_WORDS, UserError
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 def load_word_vectors(path, word_map, embed_dim=None, seed=0):
@@ -133,9 +134,9 @@ def parse_numbers(numbers, size, where):
 
 
 def is_number(field):
-    """:return: whether these bytes are a finite number"""
+    """:return: whether these bytes are a number that float32 holds; 1_0 is a word to all but Python"""
     try:
-        return math.isfinite(float(field))
+        return b"_" not in field and abs(float(field)) <= LARGEST
     except ValueError:
         return False
 

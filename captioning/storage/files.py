@@ -3,6 +3,7 @@ Files written whole and read without trust: what is written appears under its na
 text and JSON are checked before they are used.
 """
 
+import collections
 import contextlib
 import errno
 import json
@@ -144,12 +145,29 @@ def save_json(content, path):
 def load_json(path):
     """
     :return: the content of a JSON file
-    :raises UserError: if the file is missing, or not JSON
+    :raises UserError: if the file is missing, or not JSON, or names a thing twice
     """
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{path}: is not valid JSON ({error}); make or download it again") from None
+
+
+def parse_json(text):
+    """
+    :return: the content of a text in JSON
+    :raises ValueError: if it is not JSON, or an object has a key twice: of two values one would be lost
+    :raises RecursionError: if it is nested too deep
+    """
+
+    def to_dict(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            [(name, _)] = collections.Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"an object has {name[:60]!r} twice")
+        return content
+
+    return json.loads(text, object_pairs_hook=to_dict)
 
 
 def read_text(path):

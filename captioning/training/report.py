@@ -7,6 +7,9 @@ from captioning.evaluation import metrics
 from captioning.evaluation.split_scores import FEW_PHOTOS
 from captioning.storage.hdf5 import open_hdf5
 
+# What the line of an epoch says besides its scores
+PRINTED = {"epoch", "val_loss", "val_cut", "learning_rate", "train_seconds", "val_seconds"}
+
 
 def print_header(run, captions, val_captions):
     """

@@ -13,6 +13,7 @@ import torch
 from captioning.distributed import get_rank
 from captioning.storage.tensors import OTHER_KIND, check_weights, load_checkpoint
 from captioning.training.losses import READINGS
+from captioning.training.report import PRINTED
 from captioning.training.start import MODEL_SETTINGS
 from utils import UserError, short
 
@@ -56,7 +57,7 @@ def restore(run, checkpoint):
         for name in run.PROGRESS:
             setattr(run, name, checkpoint["progress"].get(name, getattr(run, name)))
         for name, values in checkpoint.get("readings", {}).items():
-            run.readings[name] = list(torch.tensor(values, device=run.device))
+            run.readings[name] = list(torch.tensor(values, dtype=torch.float32, device=run.device))
         run.sums = checkpoint.get("sums", {})
         run.history = checkpoint.get("history", [])
         run.best = checkpoint.get("best", {}) or best_of_old_checkpoint(run, checkpoint)
@@ -148,19 +149,28 @@ def check_parts(run, checkpoint):
     """
     for name in ("encoder", "decoder", "loss_function"):
         check_weights(getattr(run, name), checkpoint[name], name)
+    for name, kind in (("history", list), ("random_states", list), ("data", dict)):
+        if not isinstance(checkpoint.get(name, kind()), kind):
+            raise UserError(f"{name}: is {short(checkpoint[name])}, a {kind.__name__} expected")
     for name in ("schedule", "scaler", "progress"):
         for key, value in checkpoint[name].items():
             check_number(value, f"{name}: '{key}'")
-            if name == "progress" and key != "best_score" and (type(value) is not int or not 0 <= value <= LARGEST):
-                raise UserError(f"progress: '{key}' is {short(value)}, a whole number from 0 to {LARGEST:,} expected")
+            largest = run.steps_per_epoch * run.config.accumulate if key == "batch" else LARGEST
+            counts = name != "scaler" and key != "best_score"
+            if counts and (type(value) is not int or not 0 <= value <= largest):
+                raise UserError(f"{name}: '{key}' is {short(value)}, a whole number from 0 to {largest:,} expected")
     for name, values in checkpoint.get("readings", {}).items():
         check_numbers(values, f"readings: '{name}'")
+        if name not in READINGS:
+            raise UserError(f"readings: '{short(name)}' is none that training has")
     for name, values in checkpoint.get("sums", {}).items():
         check_numbers(values, f"sums: '{name}'", count=2)
         if values[1] < 1 or name not in READINGS:
             raise UserError(f"sums: '{short(name)}' is none that training has")
     for entry in checkpoint.get("history", []):
         check_entry(entry, "history")
+        if missing := sorted(PRINTED - set(entry)):
+            raise UserError(f"history: an epoch has no {', '.join(missing)}")
     check_best(checkpoint)
     return copy_moments(run.optimizer, checkpoint["optimizer"])
 

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import errno
 import json
+import os
 import platform
 import shlex
 import signal
@@ -26,7 +27,7 @@ import torch
 import torchvision
 
 from captioning.distributed import is_first, is_joined
-from captioning.storage.files import atomic_path, load_json, remove_leftovers
+from captioning.storage.files import atomic_path, check_not_an_input, check_not_there, load_json, remove_leftovers
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
 from captioning.training.run_log import TABLE, RunLog, start_wandb
 from utils import Stopped, UserError
@@ -37,6 +38,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 LOCK = ".lock"  # in the folder; it stays, as the lock goes with the process, not with the file
+SETTINGS, STARTS = "config.json", "starts.json"
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
 
 
@@ -57,10 +59,11 @@ class RunFolder:
         self.held = None  # open file whose lock says that the folder is ours
         self.log = None  # `RunLog`, once the training begins
 
-    def load(self, resume, overwrite=False):
+    def load(self, resume, overwrite=False, inputs=()):
         """
         :param resume: path of a checkpoint; 'auto' for this folder's newest if there is one; None for a new run
         :param overwrite: whether a new run may take the place of one that is in the folder
+        :param inputs: paths of the files that the run begins with, or None among them; they are not replaced
         :return: its content, None for a new run
         :raises UserError: if another run uses the folder; if its checkpoints would be overwritten, or are to be both
             continued and overwritten; if the checkpoint is damaged (the line says whether its predecessor can be
@@ -80,7 +83,12 @@ class RunFolder:
                 f"{self.path}: has the checkpoints of another run ({', '.join(one.name for one in there)}); "
                 "continue it (--resume auto), choose another --run_folder, or let it be replaced (--overwrite)"
             )
+        if not there and not overwrite and not (self.path / STARTS).exists():
+            for name in (SETTINGS, TABLE):
+                check_not_there("run_folder", self.path / name, overwrite)
         if path is None:
+            for one in there:
+                check_not_an_input("run_folder", one, inputs)
             return None
         if resume == "auto" and path != self.last:
             print(f"{self.last}: no such file; continuing from {path}")
@@ -112,10 +120,14 @@ class RunFolder:
 
         :raises UserError: if another run has it
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run_folder: {self.path} is not a folder; choose another")
         if fcntl is None or self.held is not None or not is_first() or not self.path.is_dir():
             return
         try:
-            held = (self.path / LOCK).open("a")
+            # A link there may lead anywhere, and a pipe would be waited for.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            held = os.fdopen(os.open(self.path / LOCK, flags, 0o666), "w")
         except OSError as error:
             raise UserError(f"run_folder: {self.path} is not writable ({error.strerror}); choose another") from None
         try:
@@ -151,12 +163,12 @@ class RunFolder:
         remove_leftovers(self.path, r"\w+\.(pth|json|csv)")
         if self.overwrite:
             self.remove_older_run()
-        starts = self.path / "starts.json"
+        starts = self.path / STARTS
         before = load_json(starts) if starts.exists() or starts.is_symlink() else []
         if not isinstance(before, list):
             raise UserError(f"{starts}: a list of the run's starts expected; move the file away")
         record = [*before, describe_start(run.config, run.step)]
-        for path, content in ((self.path / "config.json", dataclasses.asdict(run.config)), (starts, record)):
+        for path, content in ((starts, record), (self.path / SETTINGS, dataclasses.asdict(run.config))):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         self.rewind_curves()
@@ -169,7 +181,7 @@ class RunFolder:
 
     def remove_older_run(self):
         """Remove the checkpoints, curves and tables of a run that is to be replaced."""
-        for path in (self.last, self.previous, self.best, self.path / TABLE, self.path / "starts.json"):
+        for path in (self.last, self.previous, self.best, self.path / TABLE, self.path / STARTS):
             path.unlink(missing_ok=True)
 
     def rewind_curves(self):

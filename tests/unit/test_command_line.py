@@ -106,6 +106,8 @@ def test_a_value_may_itself_be_options():
         (f"--seed {2**70}", f"seed: '{2**70}' found, a whole number from 0 to 4,294,967,295 expected"),
         ("--split dev", "split: 'dev' found, 'TRAIN', 'VAL' or 'TEST' expected"),
         ("--beam_sizes 1 1000000", "beam_sizes: '1000000' found, a whole number from 1 to 1,000 expected"),
+        ("--title=", "title: an empty text found; give one that says something, or leave the option out"),
+        ("one.jpg  --photos=", "photos: an empty text found"),
         ("--fine_tune=maybe", "fine_tune: 'maybe' found, True or False expected"),
     ],
 )
@@ -159,6 +161,8 @@ def test_every_field_of_train_has_a_comment_and_a_group():
         ("decoder_lr", (4, 4), "a tuple found, a number above 0"),
         ("fine_tune_encoder", "no", "'no' found, True or False"),
         ("data_folder", None, "None found, text"),
+        ("resume", "", "an empty text found"),
+        ("cached_views", 10**9, "1000000000 found, a whole number from 0 to 1,000"),
         ("seed", 2**70, "a number of many digits found, a whole number from 0"),
         ("optimizer", "lion", "'lion' found, 'adam', 'adamw' or 'sgd'"),
     ],

@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+from conftest import WORD_MAP
 
 from datasets import CaptionDataset
 from utils import UserError
@@ -94,6 +95,21 @@ def test_lengths_of_other_captions_are_refused(make_files):
     assert made.lengths != other.lengths
     made.paths.lengths.write_text(json.dumps(other.lengths))
     refused(made, r"TRAIN_CAPTIONS_tiny\.json: captions do not end where TRAIN_CAPLENS_tiny\.json says")
+
+
+@pytest.mark.parametrize("word", ["<pad>", "<start>", "<end>"])
+def test_captions_with_special_words_within_are_refused(make_files, word):
+    made = make_files()
+    made.captions[2][1] = WORD_MAP[word]
+    made.paths.captions.write_text(json.dumps(made.captions))
+    refused(made, r"TRAIN_CAPTIONS_tiny\.json: captions have <pad>, <start> or <end> within")
+
+
+def test_a_word_map_with_a_word_twice_is_refused(make_files):
+    made = make_files()
+    text = made.paths.word_map.read_text()
+    made.paths.word_map.write_text(text.replace("{", '{"cat": 7, ', 1))
+    refused(made, r"WORDMAP_tiny\.json: is not valid JSON \(an object has 'cat' twice\)")
 
 
 def test_a_word_map_that_is_too_small_is_refused(make_files):

@@ -134,6 +134,8 @@ GOOD = "cat 1 2 3"
         ([GOOD, GOOD, "dog"], 3, "0 numbers found, 3 expected"),
         ([GOOD, "dog 1 two 3"], 2, "'two' found, a number expected"),
         ([GOOD, "dog 1 nan 3"], 2, "'nan' found, a number expected"),
+        ([GOOD, "dog 1 1e39 3"], 2, "'1e39' found, a number expected"),
+        ([GOOD, "dog 1 2_0 3"], 2, "'2_0' found, a number expected"),
         ([GOOD, "dog 1 2 inf"], 2, "'inf' found, a number expected"),
         (["2 3", GOOD, "dog 1 2"], 3, "2 numbers found, 3 expected"),
         (["dog"], 1, "'dog' found, a word and its numbers expected"),

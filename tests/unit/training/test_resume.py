@@ -201,6 +201,14 @@ def test_moments_of_another_optimizer_are_refused(edit):
         lambda content: content["sums"].update(cross_entropy=[1.0, 0]),
         lambda content: content.update(history=[{"epoch": "one"}]),
         lambda content: content.update(history=3),
+        lambda content: content.update(history={}),
+        lambda content: content.update(history=[{}]),
+        lambda content: content["readings"].update(other=[1.0]),
+        lambda content: content["schedule"].update(drops=1e308),
+        lambda content: content["schedule"].update(steps=-5),
+        lambda content: content["progress"].update(batch=10**6, epoch=0),
+        lambda content: content.update(random_states=""),
+        lambda content: content.update(data=""),
         lambda content: content.update(best={"epoch": 1}),
         lambda content: content["optimizer"]["state"][0].clear(),
         lambda content: content.update(own_weights={"decoder.fc.bias": torch.ones(3)}),
@@ -218,6 +226,13 @@ def test_a_checkpoint_with_odd_numbers_is_refused_in_one_line(training, refused,
     folder = training("run", "--epochs", 1)
     change(folder / "last.pth", edit)
     assert "resume: the checkpoint is of another run (" in refused("run", "--resume", "auto")
+
+
+def test_readings_that_are_whole_numbers_are_taken_for_what_they_are(training):
+    folder = training("run", "--epochs", 1)
+    change(folder / "last.pth", lambda content: content["readings"].update(cross_entropy=[1, 2]))
+    training("run", "--resume", "auto", "--epochs", 2)
+    assert load_checkpoint(folder / "last.pth")["progress"]["epoch"] == 2
 
 
 def test_settings_of_the_optimizer_are_the_configs_not_the_files(training):

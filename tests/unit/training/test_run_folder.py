@@ -1,6 +1,7 @@
 """A run's folder: one checkpoint is always complete, curves continue as they were, and its origin is known."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,41 @@ def test_a_lock_ends_with_its_file(tmp_path):
             lock(other)
     with path.open("rb") as other:
         assert lock(other)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_lies_in_the_place_of_the_lock_is_neither_followed_nor_waited_for(folder, tmp_path, kind):
+    lock_file = folder.path / ".lock"
+    if kind == "link":
+        lock_file.symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(lock_file)
+    with pytest.raises(UserError, match="run_folder: .* is not writable"):
+        folder.hold()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.csv"])
+def test_a_folder_with_files_of_something_else_is_not_taken_for_a_run(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("mine")
+    with pytest.raises(UserError, match=f"run_folder: .*{name} is there already; .*--overwrite"):
+        RunFolder(tmp_path, 10).load(None)
+    assert path.read_text() == "mine"
+    RunFolder(tmp_path, 10).load(None, overwrite=True)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_at_once(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="run_folder: .*run is not a folder"):
+        RunFolder(tmp_path / "run", 10).load(None)
+
+
+def test_the_captioner_that_a_run_starts_from_is_not_replaced_by_it(folder):
+    folder.release()
+    with pytest.raises(UserError, match=r"run_folder: .*best\.pth' found, but that file is read here"):
+        RunFolder(folder.path, 10).load(None, overwrite=True, inputs=(folder.best, "imagenet"))
+    assert step_of(folder.best) == 1
 
 
 def test_a_checkpoint_without_a_predecessor_replaces_the_old_one(tmp_path):
