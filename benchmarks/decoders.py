@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from measure import in_own_process, peak_bytes, seconds
-from train_step import CAPTIONS, VOCAB_SIZE, make_captions, precisions, time_step
+from timed_step import CAPTIONS, VOCAB_SIZE, make_captions, precisions, time_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from anywhere
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a benchmark is run from an
 
 from captioning.command_line import run_script
 from captioning.inference.search import Rules, beam_search
-from captioning.speed.accelerate import accelerate
-from models import DecoderWithAttention, Encoder
+from captioning.networks.registry import build_decoder
+from models import Encoder
 from utils import choose_device
 
 VOCAB_SIZE, START, END, STEPS = 9490, 1, 2, 12
@@ -45,7 +45,7 @@ def main(config):
     device = choose_device(config.device)
     torch.manual_seed(0)
     encoder = Encoder(config.encoder).to(device).eval()
-    ours = accelerate(DecoderWithAttention(VOCAB_SIZE, encoder.encoder_dim).to(device).eval())
+    ours = build_decoder({"decoder": "soft"}, VOCAB_SIZE, encoder.encoder_dim).to(device).eval()
     ours.fc.weight.mul_(10)  # random weights: words differ clearly, so that rounding cannot swap two beams
     plain = tutorial_decoder(ours).eval()
     images = torch.randint(0, 256, (config.photos, 3, 256, 256), dtype=torch.uint8, device=device)

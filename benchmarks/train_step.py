@@ -10,15 +10,14 @@ same weights and give the same loss, which is checked. The limit is the arithmet
 a large matrix product. Further lines say what is left without `fast_cpu`, and without each of its ways to save time.
 """
 
-import contextlib
-import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import in_own_process, matmul_rates, report, seconds
+from measure import in_own_process, matmul_rates, report
+from timed_step import CAPTIONS, VOCAB_SIZE, make_captions, precisions, time_step
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 from tutorial import settle, tutorial_decoder, tutorial_encode
@@ -31,8 +30,6 @@ from captioning.training.losses import CaptionLoss, top_k_accuracy
 from models import DecoderWithAttention, Encoder
 from utils import choose_device
 
-CAPTIONS = 5  # per photo
-VOCAB_SIZE = 9490  # COCO's, words seen more than 5 times
 WAYS = {"fast_cpu off": ()} | {f"without {way}": tuple(w for w in FASTER if w != way) for way in FASTER}
 
 
@@ -137,19 +134,6 @@ def time_fine_tuned(config):
     }
 
 
-def make_captions(size, device):
-    """:return: captions (N, 52) ids, lengths (N,) with <start> and <end>"""
-    lengths = torch.randn(size).mul(2.4).add(10.5).round().clamp(7, 25).long() + 2  # COCO's captions: 10.5 words
-    captions = torch.randint(1, VOCAB_SIZE, (size, 52), device=device)
-    captions[torch.arange(52) >= lengths.unsqueeze(1)] = 0
-    return captions, lengths
-
-
-def precisions(device):
-    yield torch.float32, contextlib.nullcontext()
-    yield torch.bfloat16, torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 def plain_loss(encoder, decoder, images, captions, lengths):
     """:return: the tutorial's loss, cross entropy of the packed scores and the doubly stochastic term; its accuracy"""
     encoder.backbone.to(memory_format=torch.contiguous_format)
@@ -164,37 +148,6 @@ def plain_loss(encoder, decoder, images, captions, lengths):
 def our_loss(encoder, decoder, images, captions, lengths, image_rows=None):
     decoded = decoder(encoder.features(images), captions, lengths, image_rows)
     return CaptionLoss()(decoded)[0], top_k_accuracy(decoded.logits.detach(), decoded.targets, 5)
-
-
-def time_step(modules, loss_of, batches, autocast=None, warm_up=1):
-    """
-    :param loss_of: function of a batch's captions and lengths
-    :param warm_up: steps before those that count
-    :return: median seconds of forward, backward, clipping, Adam's step, and of the readings that each loop takes
-    """
-    ours = autocast is not None
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=0.0, fused=ours)
-    for module in modules:
-        module.train()
-        if isinstance(module, Encoder) and ours:
-            module.backbone.to(memory_format=torch.channels_last)
-
-    readings = []
-    batches_in_turn = itertools.cycle(batches)
-
-    def step():
-        with autocast or contextlib.nullcontext():
-            loss, accuracy = loss_of(*next(batches_in_turn))
-        optimizer.zero_grad()
-        loss.backward()
-        readings.append((loss.detach(), accuracy))
-        if ours:  # train.py looks at the gradients too, whether they are finite
-            readings.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
-        torch.nn.utils.clip_grad_value_(parameters, 5.0)
-        optimizer.step()
-
-    return seconds(step, parameters[0].device, len(batches), warm_up)
 
 
 def check_same_loss(encoder, ours, images, captions, lengths):

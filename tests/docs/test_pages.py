@@ -11,14 +11,16 @@ from pages import (
     PAGES,
     ROOT,
     anchors,
+    assert_understood,
     blocks,
     code_spans,
     commands,
     config_of,
-    file_names,
     links,
+    measures_speed,
+    missing_files,
     option_names,
-    script_and_arguments,
+    python_commands,
 )
 from saved_model import save_model
 
@@ -26,8 +28,8 @@ from captioning.command_line import parse_args
 from captioning.networks.registry import DECODERS
 from utils import UserError
 
-RUNS = [(page, words) for page, words in commands() if words[0] in ("python", "torchrun") and words[1] != "-m"]
-OTHER_COMMANDS = [(page, words) for page, words in commands() if (page, words) not in RUNS]
+PYTHON_COMMANDS = python_commands()
+OTHER_COMMANDS = [(page, words) for page, words in commands() if (page, words) not in PYTHON_COMMANDS]
 SCRIPTS = [path for path in sorted(ROOT.glob("*.py")) if "run_script(main" in path.read_text(encoding="utf-8")]
 OTHER_OPTIONS = {"--help", "--durations"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -37,19 +39,9 @@ def name(value):
     return shlex.join(value)[:80] if isinstance(value, list) else value.name
 
 
-@pytest.mark.parametrize("page, words", RUNS, ids=name)
+@pytest.mark.parametrize("page, words", [run for run in PYTHON_COMMANDS if not measures_speed(run[1])], ids=name)
 def test_a_command_is_understood_by_the_script_that_it_calls(page, words):
-    script, arguments = script_and_arguments(words)
-    if script.name == "blip.py":
-        pytest.importorskip("transformers")
-    config = config_of(script)
-    if config is None:
-        assert arguments == []
-        return
-    with contextlib.suppress(SystemExit):  # --help
-        config = parse_args(config, arguments)
-    if getattr(config, "train_options", None):
-        parse_args(config_of(ROOT / "train.py"), shlex.split(config.train_options))
+    assert_understood(words)
 
 
 @pytest.mark.parametrize("page, words", OTHER_COMMANDS, ids=name)
@@ -128,8 +120,7 @@ def test_every_link_leads_somewhere(page):
 
 @each_page
 def test_every_file_that_is_named_exists(page):
-    missing = [name for name in file_names(page) if not (ROOT / name).exists() and not (page.parent / name).exists()]
-    assert missing == []
+    assert missing_files(page, of_speed=False) == []
 
 
 def test_the_readme_is_short_and_sends_newcomers_to_five_files():

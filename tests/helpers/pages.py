@@ -1,6 +1,7 @@
 """What README.md and docs/ say, taken out of them: commands, options, snippets, links and names of files."""
 
 import ast
+import contextlib
 import importlib
 import re
 import shlex
@@ -8,6 +9,10 @@ import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_args
+
+import pytest
+
+from captioning.command_line import parse_args
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -49,6 +54,35 @@ def commands():
             if words:
                 found.append((page, words))
     return found
+
+
+def python_commands():
+    """:return: those of `commands` that call one of this project's scripts"""
+    return [(page, words) for page, words in commands() if words[0] in ("python", "torchrun") and words[1] != "-m"]
+
+
+def measures_speed(words):
+    """
+    Tell whether a command's script imports captioning/speed/. That folder can be deleted, so what the pages say of it
+    is checked by its own tests (tests/unit/speed), and by no others: these commands, and the names of its files.
+    """
+    script, _ = script_and_arguments(words)
+    return script.exists() and "from captioning.speed" in script.read_text(encoding="utf-8")
+
+
+def assert_understood(words):
+    """Let a command's script parse its arguments."""
+    script, arguments = script_and_arguments(words)
+    if script.name == "blip.py":
+        pytest.importorskip("transformers")
+    config = config_of(script)
+    if config is None:
+        assert arguments == []
+        return
+    with contextlib.suppress(SystemExit):  # --help
+        config = parse_args(config, arguments)
+    if getattr(config, "train_options", None):
+        parse_args(config_of(ROOT / "train.py"), shlex.split(config.train_options))
 
 
 def script_and_arguments(words):
@@ -97,3 +131,9 @@ def file_names(page):
     return [
         span for span in spans if not span.endswith("/") or span.startswith(folders) or span.startswith("captioning")
     ]
+
+
+def missing_files(page, of_speed):
+    """:return: those of `file_names` that are not there, of captioning/speed/ or outside it (`measures_speed`)"""
+    names = [name for name in file_names(page) if name.startswith("captioning/speed/") == of_speed]
+    return [name for name in names if not (ROOT / name).exists() and not (page.parent / name).exists()]
