@@ -70,6 +70,7 @@ def sharing():
 
 def open_sharing(decoder, _, with_onednn=True):
     """A forward pre-hook: a pass through a decoder on the CPU begins to share its products."""
+    close_sharing(decoder)  # PyTorch calls no hook after Ctrl-C: of a pass that ended so, sharing is still open
     if next(decoder.parameters()).device.type == "cpu":
         shared_products(with_onednn).__enter__()
 

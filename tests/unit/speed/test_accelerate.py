@@ -134,6 +134,20 @@ def test_a_failed_pass_leaves_no_sharing_behind(plain_and_quick):
     assert shared_products.sharing() is None
 
 
+def test_what_ctrl_c_leaves_open_is_closed_by_the_next_pass(monkeypatch):
+    """As in a notebook, whose process goes on: the pass's copies of the weights would stay for good."""
+    decoder = accelerate(build_decoder({"decoder": "show_tell", "fast_cpu": False} | SIZES, 11, 6))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(decoder), "step", interrupt)
+        decoder(grid(4), *captions(4))
+    decoder(grid(4), *captions(4))
+    assert shared_products.sharing() is None
+
+
 def test_a_step_leaves_nothing_to_the_garbage_collector():
     """Weights and their gradients are large: one step's must go before the next one's come."""
     decoder = build_decoder({"decoder": "soft"}, 99, 32)
