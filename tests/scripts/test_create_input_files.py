@@ -183,7 +183,7 @@ WRONG = {
     "max_unreadable": ({"max_unreadable": 2.0}, "max_unreadable: 2.0 found"),
     "shares": ({"val_share": 0.5, "test_share": 0.5}, "leave no photos to train on"),
     "dataset": ({"dataset": "../own"}, "dataset: is '../own'"),
-    "empty dataset": ({"dataset": ""}, "dataset: is ''"),
+    "empty dataset": ({"dataset": ""}, "dataset: an empty text found"),
     "no annotations": ({"annotations": None}, "annotations: none given for 'own'"),
     "missing annotations": ({"annotations": ("nowhere.json",)}, "nowhere.json: no such file"),
     "missing images": ({"image_folder": "nowhere"}, "image_folder: nowhere is not a folder"),
