@@ -87,7 +87,7 @@ class Config:
     teacher_forcing_floor: Share = 0.5  # least share of true words that scheduled sampling shows (Bengio et al. 2015)
     self_critical_from_epoch: Count | None = None  # from this epoch on, own captions are rewarded (Rennie 2017)
     self_critical_lr: Positive = 1e-4  # learning rate of the decoder under rewards; those of other parts change alike
-    self_critical_temperature: Positive = 1.0  # of the softmax they are drawn by; after label smoothing 0.6 does well
+    self_critical_temperature: Positive | None = None  # of what they are drawn by; default 1, with smoothed labels 0.6
     self_critical_samples: Several = 5  # own captions per photo, each compared with the mean of the others (Luo 2020)
 
     # Optimizer
@@ -168,7 +168,7 @@ from captioning.training.report import (
 )
 from captioning.training.resume import restore, settings_of_resumed_run
 from captioning.training.run_folder import RunFolder
-from captioning.training.self_critical import SelfCritic
+from captioning.training.self_critical import SelfCritic, temperature_of
 from captioning.training.settings import check_config, check_total_steps
 from captioning.training.start import build_loaders, start_run
 from captioning.training.watch import Watch
@@ -237,9 +237,7 @@ def train(run, order, folder, unchanged, meteor):
             run.log = folder.begin(run)
         if run.is_self_critical() and critic is None:
             run.begin_self_critical()
-            critic = SelfCritic(
-                loaders["TRAIN"][0].dataset, config.self_critical_samples, config.self_critical_temperature
-            )
+            critic = SelfCritic(loaders["TRAIN"][0].dataset, config.self_critical_samples, temperature_of(config))
         order.set_epoch(run.epoch, start=run.batch)
         begun = time.monotonic()
         with Postponed() as stop:

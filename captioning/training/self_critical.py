@@ -18,6 +18,17 @@ LONGEST_NGRAM = 4
 SIGMA = 6.0  # of the Gaussian by which CIDEr-D punishes a difference in length, in words
 
 
+def temperature_of(config):
+    """
+    :return: of the softmax that captions are drawn by: as the config says, or 1, and 0.6 where labels are smoothed.
+        Smoothing leaves every step a share of odd words; drawn at 1, captions are so poor that their rewards spoil the
+        model (docs/recipes.md)
+    """
+    if config.self_critical_temperature is not None:
+        return config.self_critical_temperature
+    return 0.6 if config.label_smoothing > 0 else 1.0
+
+
 class SelfCritic:
     """Draws a model's captions and judges them."""
 
@@ -25,8 +36,7 @@ class SelfCritic:
         """
         :param dataset: image-major `CaptionDataset` of the training split; its references are the judges
         :param samples: captions that are drawn for each photo
-        :param temperature: of the softmax that they are drawn by; label smoothing leaves every step a share of odd
-            words, of which fewer are drawn below 1
+        :param temperature: of the softmax that they are drawn by
         """
         # A reference's own <unk> (the tutorial's files have no other words) is some word, not the one that is drawn.
         self.references = [

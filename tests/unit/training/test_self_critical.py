@@ -13,7 +13,7 @@ from torch import nn
 import train
 from captioning.training.losses import CaptionLoss
 from captioning.training.run_log import RunLog
-from captioning.training.self_critical import CiderD, SelfCritic
+from captioning.training.self_critical import CiderD, SelfCritic, temperature_of
 from datasets import Batch
 from models import Decoded
 
@@ -131,6 +131,14 @@ def test_words_that_are_never_drawn_gain_nothing_from_what_is_pushed_down(made_u
     (of_logits,) = torch.autograd.grad(loss, decoded.logits)
     assert (of_logits[:, [WORD_MAP["<pad>"], WORD_MAP["<start>"]]] == 0).all()
     assert of_logits.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 1.0), ({"label_smoothing": 0.1}, 0.6), ({"label_smoothing": 0.1, "self_critical_temperature": 1.0}, 1.0)],
+)
+def test_after_smoothed_labels_fewer_odd_words_are_drawn(options, expected):
+    assert temperature_of(train.Config(**options)) == expected
 
 
 def test_beside_a_reward_there_is_no_doubly_stochastic_term():
