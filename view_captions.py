@@ -44,12 +44,14 @@ from tqdm import tqdm
 
 from captioning.display.html_page import PageCaption, PagePhoto, check_page_path, write_page
 from captioning.evaluation import metrics
-from captioning.features import read_images
+from captioning.features import check_workers, read_images
 from captioning.inference.model_files import (
     check_photos,
+    check_word_map_use,
     choose_dataset,
     describe_model,
     find_checkpoint,
+    is_tutorials,
     locate_data,
     newest_checkpoint,
 )
@@ -71,10 +73,12 @@ def main(config):
     if not checkpoints and not config.results:
         checkpoints = [newest_checkpoint()]
     check_not_an_input("output", output, [*checkpoints, *config.results])
+    check_word_map_use(config.word_map, checkpoints)
     names = model_names((*checkpoints, *config.results))
     dataset = None if checkpoints else open_split(config.data_folder, config.data_name, split)
     for name, checkpoint_path in zip(names, checkpoints, strict=False):
-        captioner, checkpoint, path = load_captioner(checkpoint_path, device, config.word_map)
+        word_map = config.word_map if is_tutorials(checkpoint_path) else None
+        captioner, checkpoint, path = load_captioner(checkpoint_path, device, word_map)
         print(f"Model: {path} ({describe_model(checkpoint)})")
         if dataset is None:  # one set of photos for all models, that of the first
             dataset = open_split(*locate_data(config, checkpoint), split)
@@ -132,6 +136,7 @@ def spread(total, count):
 
 def caption_photos(captioner, name, dataset, chosen, config):
     """:return: list of `PageCaption`, with attention, one for each of the chosen photos"""
+    check_workers(dataset, config.batch_size, config.workers)
     loader = DataLoader(
         Subset(dataset, chosen), config.batch_size, collate_fn=dataset.collate, num_workers=config.workers
     )

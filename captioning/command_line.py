@@ -23,6 +23,7 @@ from captioning.screen import printable, safe_screen
 from utils import Stopped, UserError, is_out_of_memory
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 
 def run_script(main, config_class, args=None, find_base=None):
@@ -70,6 +71,8 @@ def errors_as_lines(config):
     except OSError as error:
         if error.errno in FULL_DISK:
             exit_with(f"{error}; make room on the disk and run it again")
+        if error.errno in TOO_MANY_OPEN:
+            exit_with(f"{error}; raise the limit (ulimit -n), or take fewer --workers")
         if error.filename is None:
             raise
         reason = error.strerror or error
@@ -113,7 +116,8 @@ def parse_or_exit(config_class, args=None, find_base=None):
     try:
         return parse_args(config_class, args, find_base)
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":  # torchrun's other processes read the same words
+        # torchrun's other processes read the same words.
+        if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
             sys.exit(2)
         exit_with(error)
 

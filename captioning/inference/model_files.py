@@ -88,3 +88,21 @@ def describe_model(checkpoint):
     """:return: in a few words, what a checkpoint holds"""
     settings, epochs = checkpoint["config"], checkpoint["progress"].get("epoch", 0)
     return f"{settings['decoder']} decoder on {settings['encoder']}, {epochs} epoch{'' if epochs == 1 else 's'}"
+
+
+def is_tutorials(path):
+    """:return: whether a checkpoint has the ending of those of the tutorial, whose words are in a file of their own"""
+    return Path(path).suffix == ".tar"
+
+
+def check_word_map_use(word_map_file, paths):
+    """
+    :param word_map_file: that the user gave, or None
+    :param paths: of the checkpoints
+    :raises UserError: if none of them needs it
+    """
+    if word_map_file is not None and not any(map(is_tutorials, paths)):
+        raise UserError(
+            f"word_map: '{word_map_file}' found, but it is for checkpoints of the tutorial (.pth.tar), and there is "
+            "none: ours have their words in them, so leave it out"
+        )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from captioning.distributed import hide_bar
-from captioning.inference.model_files import find_checkpoint, newest_checkpoint
+from captioning.inference.model_files import check_word_map_use, find_checkpoint, is_tutorials, newest_checkpoint
 from captioning.inference.search import Rules, beam_search, sample_captions
 from captioning.inference.small_checkpoint import complete
 from captioning.networks.ensemble import Encoders, Ensemble
@@ -161,10 +161,12 @@ def load_captioner(path=None, device="cpu", word_map_file=None):
         ensemble.py); None or an empty list for the newest runs/*/best.pth
     :param word_map_file: of checkpoints of the tutorial (.pth.tar), whose words are in a file of their own
     :return: a `Captioner` in eval mode, the checkpoint, and its path; of several, the first's
-    :raises UserError: if a file is not a checkpoint, or several do not have the same words and photos of the same size
+    :raises UserError: if a file is not a checkpoint, or the word map is of no use; if several do not have the same
+        words and photos of the same size
     """
     names = path if isinstance(path, list | tuple) else [path] if path else []
     paths = [find_checkpoint(name) for name in names] or [newest_checkpoint()]
+    check_word_map_use(word_map_file, paths)
     captioners, checkpoints = zip(*(load_model(one, device, word_map_file) for one in paths), strict=True)
     first, checkpoint = captioners[0], checkpoints[0]
     if len(paths) == 1:
@@ -188,7 +190,7 @@ def load_captioner(path=None, device="cpu", word_map_file=None):
 
 def load_model(path, device, word_map_file=None):
     """:return: the `Captioner` of one checkpoint, in eval mode, and the checkpoint"""
-    if Path(path).suffix == ".tar" and word_map_file:
+    if is_tutorials(path) and word_map_file:
         from captioning.inference.tutorial_checkpoint import load_tutorial_checkpoint  # it imports this module
 
         checkpoint = load_tutorial_checkpoint(path, word_map_file)
@@ -196,7 +198,7 @@ def load_model(path, device, word_map_file=None):
     try:
         checkpoint = load_checkpoint(path)
     except UserError as error:
-        if Path(path).suffix == ".tar" and Path(path).is_file():
+        if is_tutorials(path) and Path(path).is_file():
             raise UserError(
                 f"{path}: this looks like a checkpoint of the tutorial, whose words are in a file of their own; add "
                 "--word_map WORDMAP_....json"

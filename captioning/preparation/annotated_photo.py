@@ -70,11 +70,11 @@ def checked_name(name, where):
     :raises UserError: if it is empty, or could lie outside the image folder
     """
     windows = PureWindowsPath(name)
-    if not name.strip() or "\0" in name:
-        raise UserError(f"{where}: the photo's file name is {name[:40]!r}, expected one below the image folder")
     if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise UserError(
             f"{where}: the photo's file name {name[:80]!r} leads out of the image folder; "
             "expected one below it, so correct it in the file"
         )
+    if not name.strip() or not windows.name or "\0" in name:
+        raise UserError(f"{where}: the photo's file name is {name[:40]!r}, expected one below the image folder")
     return name

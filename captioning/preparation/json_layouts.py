@@ -64,7 +64,7 @@ def read_karpathy_entry(entry, where):
     other_names = ()
     if entry.get("filepath"):  # the photos of coco are in folders, unless somebody has put them all into one
         other_names = (name,)
-        name = f"{checked_name(get_field(entry, 'filepath', str, where), where)}/{name}"
+        name = checked_name(f"{get_field(entry, 'filepath', str, where)}/{name}", where)
     image_id = next((entry[key] for key in ("cocoid", "imgid") if key in entry), name)
     photo = AnnotatedPhoto(checked_id(image_id, where), name, boxes=entry.get("boxes"), other_names=other_names)
     if "split" in entry:

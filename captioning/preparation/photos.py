@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError, features
 
+from captioning.storage.open_files import allow_open_files
+
 # A large JPEG is decoded at a half, a quarter or an eighth, but never below twice the size that is asked for:
 # the pixels then differ from those of a full decode by about 0.2 of 255 (see benchmarks/preprocess.py).
 DRAFT_GAP = 2
 MAX_SCANS = 100  # of a JPEG; a progressive one usually has ten, and a small file of thousands takes minutes to decode
 START, SCAN, END = 0xD8, 0xDA, 0xD9  # markers in a JPEG
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # 0 and D0 to D7 stand within a scan
+FILES_OF_WORKER = 4  # open ones: its pipes
 HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 
@@ -129,6 +132,7 @@ def photo_reader(workers, chunk=8):
 
     :param workers: number of processes; 0 reads in this process
     :param chunk: photos that a worker takes at a time
+    :raises UserError: if this process may not open files enough for the workers
     """
     if not workers:
         yield lambda paths, size: (_photo_or_reason(path, size) for path in paths)
@@ -142,6 +146,7 @@ def photo_reader(workers, chunk=8):
             waiting.extend(submit(some, size) for some in itertools.islice(chunks, 1))
             yield from done
 
+    allow_open_files(workers, FILES_OF_WORKER)
     # Never a plain fork: it copies locks that threads of this process may hold, and Windows has none.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker)

@@ -28,13 +28,16 @@ def atomic_path(path, predecessor=None):
 
     The content is flushed to disk before the rename, so that a crash leaves the old file or the new, never a half.
     :param predecessor: path beside it that the old file gets, only once the new one has its name; None drops the old
-    :raises UserError: if the file cannot be written (disk full, no permission)
+    :raises UserError: if the file cannot be written (disk full, no permission, a folder or a pipe of that name)
     """
     path = Path(path)
     token = secrets.token_hex(8)  # a process id may be another container's too
     temporary, old = (path.with_name(f".{path.name}.{token}.{kind}tmp") for kind in ("", "old."))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for one in filter(None, (path, predecessor)):
+            if Path(one).exists() and not Path(one).is_file():
+                raise FileExistsError(errno.EEXIST, f"{Path(one).name} is there and is not a file")
         with open(temporary, "xb", opener=open_no_link) as file:  # noqa: PTH123  Path.open takes no opener
             if not lock(file):  # else nobody takes it, until the end, for what a killed run left behind
                 file.close()  # Windows, which has no such locks, renames no open file either
@@ -118,8 +121,10 @@ def check_not_there(name, path, overwrite):
     :param name: of the option that says where to write
     :param path: that it names, or None
     :param overwrite: whether what is there may be replaced
-    :raises UserError: if writing would replace a file that may not be
+    :raises UserError: if writing would replace a file that may not be, or a folder or pipe
     """
+    if path and Path(path).exists() and not Path(path).is_file():
+        raise UserError(f"{name}: {path} is there and is not a file; name another")
     if path and Path(path).exists() and not overwrite:
         raise UserError(f"{name}: {path} is there already; name another file, or add --overwrite")
 

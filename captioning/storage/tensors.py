@@ -164,7 +164,7 @@ def check_archive(path):
 def check_weights(module, state_dict, name):
     """
     :param module: what the weights are for; it may be on the meta device, where only shapes are
-    :raises UserError: if a state dict does not fit the module, or has weights that are not finite numbers
+    :raises UserError: if a state dict does not fit the module, or has weights that cannot be (NaN, variances below 0)
     """
     check_tensors(module.state_dict(), state_dict, name)
 
@@ -174,7 +174,7 @@ def check_tensors(own, found, name):
     :param own: dict of name -> tensor, of a model
     :param found: what is to take their place, from a file
     :param name: of the part, for messages
-    :raises UserError: if it does not fit, or has weights that are not finite numbers
+    :raises UserError: if it does not fit, or has weights that cannot be (NaN, variances below 0)
     """
     for key in dict.fromkeys([*own, *found]):
         kind, expected = (describe_tensor(tensors.get(key)) for tensors in (found, own))
@@ -182,6 +182,8 @@ def check_tensors(own, found, name):
             raise UserError(f"{name}: '{str(key)[:80]}' is {kind}, its model needs {expected}")
         if not found[key].isfinite().all():
             raise UserError(f"{name}: '{str(key)[:80]}' has values that are not finite numbers; the model is of no use")
+        if str(key).endswith("running_var") and (found[key] < 0).any():
+            raise UserError(f"{name}: '{key[:80]}' has variances below 0; the model is of no use")
 
 
 def describe_tensor(tensor):

@@ -1,5 +1,7 @@
 """A script's dataclass as options, help and checks; what is typed wrongly is one line and exit code 2."""
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -232,6 +234,24 @@ def test_a_field_that_a_script_misses_later_is_one_line(capsys):
     )  # fmt: skip
     with pytest.raises(AttributeError):  # a bug keeps its traceback
         run_script(lambda config: "text".hours, Idle, [])
+
+
+def test_too_many_open_files_are_one_line(capsys):
+    def main(config):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    line = f"error: [Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}; raise the limit (ulimit -n), or take"
+    code, [found] = end(main, capsys)
+    assert code == 2 and found.startswith(line)
+
+
+def test_only_among_several_processes_do_others_tell_of_a_wrong_option(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    code, [line] = end(lambda config: None, capsys, args=["--hour", "3"])
+    assert code == 2 and line.startswith("error: --hour: there is no such option")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert end(lambda config: None, capsys, args=["--hour", "3"]) == (2, [])
 
 
 @pytest.mark.parametrize("kind", ["too long", "a folder", "not a folder", "no permission"])

@@ -197,6 +197,20 @@ def test_java_that_is_no_program_is_one_line_that_says_what_to_do(broken_java, m
         metrics.score(REFERENCES, HYPOTHESES, ["METEOR"])
 
 
+def test_java_that_does_not_answer_is_not_waited_for_for_ever(broken_java, monkeypatch):
+    broken_java.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(metrics, "PATIENCE", 0.2 - len(HYPOTHESES))
+    with pytest.raises(UserError, match=r"METEOR.*no answer within 0\.2"):
+        metrics.score(REFERENCES, HYPOTHESES, ["METEOR"])
+
+
+@pytest.mark.parametrize("what", ["exit 0", "exit 3", "echo garbage"])
+def test_a_tokenizer_that_says_too_little_is_one_line(broken_java, what):
+    broken_java.write_text(f"#!/bin/sh\n{what}\n")
+    with pytest.raises(UserError, match="tokenizer: Java at .* failed; leave --tokenizer ptb out"):
+        metrics.tokenize_for_coco(REFERENCES, HYPOTHESES)
+
+
 def test_an_interrupted_meteor_ends_with_its_process(broken_java, monkeypatch):
     broken_java.write_text("#!/bin/sh\nexec sleep 60\n")
     started = []

@@ -212,3 +212,9 @@ def test_models_that_cannot_caption_together_are_refused(tmp_path):
         load_captioner([tmp_path / "a.pth", tmp_path / "words.pth"])
     with pytest.raises(UserError, match="size.pth: photos of 32 px found, 64 px expected"):
         load_captioner([tmp_path / "a.pth", tmp_path / "size.pth"])
+
+
+def test_a_word_map_that_is_of_no_use_is_refused(tmp_path):
+    save_model(tmp_path / "a.pth", 1)
+    with pytest.raises(UserError, match="^word_map: 'nosuch.json' found, but it is for checkpoints of the tutorial"):
+        load_captioner(tmp_path / "a.pth", word_map_file="nosuch.json")

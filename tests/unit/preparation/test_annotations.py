@@ -218,6 +218,7 @@ HOSTILE_JSON = {
     "no file name": (karpathy(filename=...), r"images\[0\]: has no 'filename'"),
     "file name is a number": (karpathy(filename=3), "'filename' is '3'"),
     "file name is empty": (karpathy(filename=""), "file name is ''"),
+    "file name is a folder": (karpathy(filename="."), "file name is '.'"),
     "file name with a null": (karpathy(filename="a\0.jpg"), "file name is"),
     "absolute file name": (karpathy(filename="/etc/passwd"), "leads out of the image folder"),
     "climbing file name": (karpathy(filename="x/../../a.jpg"), "leads out of the image folder"),

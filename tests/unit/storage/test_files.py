@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from captioning.storage.files import atomic_path, remove_leftovers
+from captioning.storage.files import atomic_path, check_not_there, remove_leftovers
 from utils import UserError
 
 
@@ -25,6 +25,23 @@ def test_a_link_that_was_put_in_the_way_is_not_followed(tmp_path):
     with atomic_path(tmp_path / "a") as temporary:
         temporary.write_bytes(b"new")
     assert (tmp_path / "precious").read_bytes() == b"kept" and planted.is_symlink()
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_text("old")
+    for name, predecessor in (("pipe", None), ("folder", None), ("a", tmp_path / "folder")):
+        found = predecessor.name if predecessor else name
+        with (
+            pytest.raises(UserError, match=rf"{name}: .*{found} is there and is not a file\); .* untouched"),
+            atomic_path(tmp_path / name, predecessor) as temporary,
+        ):
+            temporary.write_text("new")
+    assert (tmp_path / "a").read_text() == "old" and (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder", "pipe"]
+    with pytest.raises(UserError, match="^output: .*pipe is there and is not a file; name another"):
+        check_not_there("output", tmp_path / "pipe", overwrite=True)
 
 
 @pytest.mark.parametrize("name", [".a.123.tmp", ".a.0123456789abcdef.tmp", ".a.0123456789abcdef.old.tmp"])

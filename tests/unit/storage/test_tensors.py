@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from captioning.storage.tensors import load_checkpoint, load_tensors, save_checkpoint
+from captioning.storage.tensors import check_weights, load_checkpoint, load_tensors, save_checkpoint
 from utils import UserError
 
 
@@ -109,3 +109,10 @@ def test_a_file_with_two_records_of_one_name_is_refused(tmp_path):
         archive.writestr(archive.namelist()[0], b"another pickle")
     with pytest.raises(UserError, match="a.pth: .*records of the same name"):
         load_tensors(tmp_path / "a.pth")
+
+
+def test_variances_below_0_are_refused():
+    module = torch.nn.BatchNorm2d(2)
+    state = {**module.state_dict(), "running_var": torch.tensor([1.0, -0.1])}
+    with pytest.raises(UserError, match="^encoder: 'running_var' has variances below 0"):
+        check_weights(module, state, "encoder")
