@@ -30,7 +30,7 @@ if __name__ == "__main__":
     check_command_line(Config)  # before the imports below, which take seconds: --help comes at once
 
 from captioning.inference.mean_checkpoint import ONE_START, mean_of_checkpoints
-from captioning.inference.model_files import find_checkpoint
+from captioning.inference.model_files import check_not_twice, find_checkpoint
 from captioning.inference.small_checkpoint import shrink
 from captioning.inference.tutorial_checkpoint import load_tutorial_checkpoint
 from captioning.storage.tensors import load_checkpoint, save_checkpoint
@@ -42,6 +42,7 @@ def main(config):
     if output.exists() or output.is_symlink():  # the tutorial's own file, perhaps, or a model that took days to train
         raise UserError(f"output: {output} is there already; give the new checkpoint another name")
     paths = [find_checkpoint(name) for name in config.checkpoint]
+    check_not_twice("checkpoint", paths)
     if len(paths) > 1 and config.word_map is not None:
         raise UserError(f"checkpoint: {len(paths)} found with --word_map, one of the tutorial's expected at a time")
     if config.word_map is not None:

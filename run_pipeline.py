@@ -20,7 +20,7 @@ from captioning.command_line import run_script, split_words
 from captioning.config_fields import check_fields
 from captioning.inference.model_files import PRETRAINED
 from captioning.preparation.annotations import read_annotations
-from captioning.storage.files import load_json
+from captioning.storage.files import check_file, load_json
 from utils import CountOrZero, UserError
 
 # An encoder whose ImageNet weights come with pip. It is not trained here: its features are computed once, and an epoch
@@ -43,6 +43,8 @@ LITTLE_DATA = 1000  # photos
 STARTED_RECIPE = f"""--start_from {shlex.quote(str(PRETRAINED))} --image_major --batch_size 4 --decoder_lr 1e-4
     --schedule cosine --epochs 20 --stop_patience 20"""
 KNOWN_SHARE = 0.8  # of the words of the captions, which that model must know
+# Python code that says what is wrong with its options, if train.py would refuse them.
+READ_TRAIN_OPTIONS = "import captioning.command_line as line, train; line.check_command_line(train.Config)"
 
 
 @dataclass
@@ -61,6 +63,7 @@ def main(config):
     check_fields(config)
     train_options = split_words("train_options", config.train_options or "")
     folder, run_folder = f"data/{config.dataset}", config.run_folder or f"runs/{config.dataset}"
+    check_last_steps(config.img, train_options)
     annotations = config.annotations or ()
     if isinstance(annotations, str):
         annotations = (annotations,)
@@ -91,6 +94,23 @@ def main(config):
     run("eval.py", "--model", best)
     photos = [config.img] if config.img else unseen_photos(folder, data_name, image_folder)
     run("caption.py", "--img", *photos, "--model", best, "--output", f"{run_folder}/captions.html", "--overwrite")
+
+
+def check_last_steps(img, train_options):
+    """
+    Tell at once what would only be noticed when the data are made, or the model is trained.
+
+    :param img: photo to caption in the end, or None
+    :param train_options: list of command line words for train.py
+    :raises UserError: if there is no such photo, or train.py would refuse the words
+    """
+    if img:
+        check_file(img)
+    if train_options:  # read as train.py reads them, in a process of its own, as each step has
+        command = [sys.executable, "-c", READ_TRAIN_OPTIONS, *train_options]
+        result = subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+        if result.returncode == 2:
+            raise UserError(f"train_options: {result.stderr.removeprefix('error: ')}")
 
 
 def may_keep_data(annotations, word_map, run_folder):

@@ -24,7 +24,8 @@ class Config:
     num_photos: Count = 200  # spread evenly over the split; all of them if it has fewer
     beam_size: BeamSize = 5  # captions that the search keeps; 1 is greedy choice
     max_length: CaptionLength | None = None  # longest caption, in words; default the longest of the training data
-    output: str | None = None  # HTML file to write; default outputs/captions_<split>.html
+    output: str | None = None  # HTML file to write; default outputs/captions_<split>.html, which is replaced
+    overwrite: bool = False  # replace the file of --output if it is there already
     title: str | None = None  # the page's heading; default says how many photos of which split
     photo_size: ImageSize = 256  # longer side of the photos on the page, in pixels
     scores: bool = True  # score each photo's captions; METEOR needs about 1 GB of memory
@@ -46,6 +47,7 @@ from captioning.display.html_page import PageCaption, PagePhoto, check_page_path
 from captioning.evaluation import metrics
 from captioning.features import check_workers, read_images
 from captioning.inference.model_files import (
+    check_not_twice,
     check_photos,
     check_word_map_use,
     choose_dataset,
@@ -56,7 +58,7 @@ from captioning.inference.model_files import (
     newest_checkpoint,
 )
 from captioning.inference.trained_model import load_captioner
-from captioning.storage.files import check_not_an_input, load_json
+from captioning.storage.files import check_not_an_input, check_not_there, load_json
 from captioning.storage.hdf5 import open_hdf5
 from datasets import CaptionDataset
 
@@ -73,6 +75,7 @@ def main(config):
     if not checkpoints and not config.results:
         checkpoints = [newest_checkpoint()]
     check_not_an_input("output", output, [*checkpoints, *config.results])
+    check_not_there("output", output, config.overwrite or config.output is None)
     check_word_map_use(config.word_map, checkpoints)
     names = model_names((*checkpoints, *config.results))
     dataset = None if checkpoints else open_split(config.data_folder, config.data_name, split)
@@ -121,10 +124,8 @@ def model_names(paths):
     :return: list of names, all different: the folder, 'folder/file', or the whole path
     :raises UserError: if a file is named twice
     """
+    check_not_twice("model, results", paths)
     paths = [Path(path).resolve() for path in paths]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"model, results: {path} is named twice; name each once")
     choices = ([p.parent.name for p in paths], [f"{p.parent.name}/{p.stem}" for p in paths], [str(p) for p in paths])
     return next(names for names in choices if len(set(names)) == len(names))
 

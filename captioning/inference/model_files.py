@@ -38,6 +38,18 @@ def is_model(name):
     return (Path(name) / "best.pth").exists() or Path(name).suffix.lower() in MODEL_ENDINGS
 
 
+def check_not_twice(name, paths):
+    """
+    :param name: of the option that names the files
+    :param paths: list of paths
+    :raises UserError: if two of them are the same file
+    """
+    found = [Path(path).resolve() for path in paths]
+    for path in found:
+        if found.count(path) > 1:
+            raise UserError(f"{name}: {path} is named twice; name each once")
+
+
 def locate_data(config, checkpoint):
     """
     Give the data that a script's config names, else that of the model's training.

@@ -243,6 +243,23 @@ def test_a_model_of_another_kind_starts_from_nothing(tmp_path, commands, option)
     assert "--start_from" not in train
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"img": "nosuch.jpg"}, "nosuch.jpg: no such file; give the path of a file"),
+        ({"train_options": "--zzz"}, "train_options: --zzz: there is no such option; --help lists all"),
+        ({"train_options": "--epochs many"}, "train_options: epochs: 'many' found"),
+    ],
+)
+def test_what_only_the_last_steps_need_is_checked_before_the_first(tmp_path, options, message):
+    draw_photos(tmp_path / "images", [f"{i}.jpg" for i in range(6)])
+    (tmp_path / "a.csv").write_text("image,caption\n" + "".join(f"{i}.jpg,a dog runs\n" for i in range(6)))
+    words = [f"--{name}={text}" for name, text in options.items()]
+    error = run(tmp_path, "run_pipeline.py", "--dataset", "own", "--annotations", "a.csv", *words, code=2)
+    assert error.count("\n") == 1 and error.startswith(f"error: {message}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "images"]
+
+
 def test_an_open_quotation_mark_in_train_options_is_one_line(commands):
     with pytest.raises(UserError, match="train_options: .* cannot be split into words"):
         commands(train_options="--epochs '5")

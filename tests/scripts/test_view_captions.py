@@ -136,6 +136,22 @@ def test_without_checkpoints_the_newest_best_one_is_taken(make_files, make_run, 
     assert content(tmp_path / "outputs" / "captions_VAL.html")["models"] == ["new"]
 
 
+def test_a_page_is_replaced_only_if_that_is_asked_for_unless_nobody_named_it(
+    make_files, make_run, tmp_path, monkeypatch
+):
+    make_files("VAL", photos=2, side=32)
+    monkeypatch.chdir(tmp_path)
+    page, options = tmp_path / "mine.html", {"max_length": 3, "scores": False, "device": "cpu"}
+    page.write_text("written by hand")
+    with pytest.raises(UserError, match="output: mine.html is there already; name another file, or add --overwrite"):
+        main(Config((str(make_run("soft", 0)),), output="mine.html", **options))
+    assert page.read_text() == "written by hand"
+    main(Config(("runs/soft",), output="mine.html", overwrite=True, **options))
+    assert content(page)["models"] == ["soft"]
+    for _ in range(2):  # the page that no --output names is made anew
+        main(Config(("runs/soft",), **options))
+
+
 def test_a_model_is_shown_on_other_data_where_it_is_named(make_files, make_run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -164,7 +180,14 @@ def test_captions_of_another_model_stand_beside_ours_and_alone(make_files, make_
     rows = [{"image_id": row["image_id"], "caption": f"a cat {i}"} for i, row in enumerate(made.references)]
     other.write_text(json.dumps(rows[::-1]))  # in any order
     output = tmp_path / "page.html"
-    common = {"results": (str(other),), "output": str(output), "scores": False, "max_length": 3, "device": "cpu"}
+    common = {
+        "results": (str(other),),
+        "output": str(output),
+        "overwrite": True,
+        "scores": False,
+        "max_length": 3,
+        "device": "cpu",
+    }
     main(Config((str(make_run("soft", 0)),), num_photos=2, **common))
     data = content(output)
     assert data["models"] == ["soft", "blip"]

@@ -57,9 +57,19 @@ def test_it_is_the_mean_of_each_number_and_captions_like_any_model(branches, tmp
 
 def test_what_is_the_same_in_all_stays_the_same_to_the_bit(branches, tmp_path):
     one = load_checkpoint(branches[1])
-    mean = average([branches[1]] * 3, tmp_path / "mean.pth")
+    copies = [tmp_path / f"copy{i}.pth" for i in range(3)]
+    for copy in copies:
+        save_checkpoint(one, copy)
+    mean = average(copies, tmp_path / "mean.pth")
     for part in ("encoder", "decoder"):
         assert all(torch.equal(tensor, one[part][name]) for name, tensor in mean[part].items())
+
+
+def test_a_file_that_is_named_twice_is_refused(branches, tmp_path):
+    again = branches[0].parent / "." / ".." / tmp_path.name / "0.pth"
+    with pytest.raises(UserError, match="checkpoint: .*0.pth is named twice; name each once"):
+        average([branches[0], branches[1], again], tmp_path / "mean.pth")
+    assert not (tmp_path / "mean.pth").exists()
 
 
 def test_models_of_different_beginnings_are_warned_of(branches, tmp_path, capsys):
