@@ -110,7 +110,7 @@ def check_last_steps(img, train_options):
         command = [sys.executable, "-c", READ_TRAIN_OPTIONS, *train_options]
         result = subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
         if result.returncode == 2:
-            raise UserError(f"train_options: {result.stderr.removeprefix('error: ')}")
+            raise UserError(f"train_options: {result.stderr.removeprefix('error: ').strip()}")
 
 
 def may_keep_data(annotations, word_map, run_folder):
