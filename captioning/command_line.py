@@ -45,6 +45,8 @@ def run_script(main, config_class, args=None, find_base=None):
         if getattr(args.exc_value, "errno", None) not in FULL_DISK:
             threading.__excepthook__(args)
 
+    if signal.getsignal(signal.SIGINT) is exit_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, stop)
     threading.excepthook = excepthook
     try:
@@ -103,12 +105,22 @@ def one_line(error):
 
 def check_command_line(config_class):
     """
-    Answer `--help` and wrong options at once, at the top of a script, before its imports take seconds.
+    Answer `--help` and wrong options at once, at the top of a script, before its imports take seconds; and let Ctrl-C
+    end the script in the midst of them.
 
     :param config_class: as for `parse_args`
     """
     with safe_screen():
         parse_or_exit(config_class)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script in the background may ignore it
+        signal.signal(signal.SIGINT, exit_at_once)
+
+
+def exit_at_once(number, _):
+    """End a script that has not begun to work: there is nothing to clean up, and a traceback would tell of imports."""
+    with contextlib.suppress(OSError):  # the error stream may be closed
+        os.write(2, b"stopped\n")
+    os._exit(128 + number)
 
 
 def parse_or_exit(config_class, args=None, find_base=None):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -302,3 +303,45 @@ def test_an_error_of_a_worker_process_is_its_last_line(capsys):
         list(torch.utils.data.DataLoader(OneFault(), num_workers=1, multiprocessing_context="fork"))
 
     assert end(main, capsys) == (2, ["error: a?b.hdf5: is gone"])
+
+
+IMPORTING = """
+import sys, time
+from captioning.command_line import check_command_line, run_script
+from dataclasses import dataclass
+
+@dataclass
+class Config:
+    steps: int = 1
+
+def main(config):
+    print("working", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+check_command_line(Config)
+print("importing", flush=True)
+if sys.argv[1:]:
+    run_script(main, Config)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "sign", "cleaned_up"), [([], "importing", ""), (["--steps", "1"], "working", "cleaned up\n")]
+)
+def test_ctrl_c_is_one_line_while_a_script_still_imports_too(tmp_path, words, sign, cleaned_up):
+    (tmp_path / "script.py").write_text(IMPORTING)
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
+    script = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", *words], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while script.stdout.readline() != f"{sign}\n":
+        assert script.poll() is None
+    script.send_signal(signal.SIGINT)
+    out, errors = script.communicate(timeout=60)
+    assert (script.returncode, out, errors) == (130, cleaned_up, "stopped\n")
