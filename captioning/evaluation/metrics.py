@@ -220,7 +220,7 @@ class MeteorProcess:
             except OSError as error:
                 raise OSError("it could not be started") from error
         patience, start = PATIENCE + len(guess), time.monotonic()
-        alarm = threading.Timer(patience, self.scorer.meteor_p.kill)
+        alarm = threading.Timer(patience, lambda: self.scorer.meteor_p.kill())
         alarm.start()
         try:
             return self.scorer.compute_score(truth, guess)

@@ -1,5 +1,6 @@
 """Which model and which data a user means: checkpoints by file, run folder or not at all; datasets by folder."""
 
+import os
 from pathlib import Path
 
 from utils import UserError
@@ -44,7 +45,7 @@ def check_not_twice(name, paths):
     :param paths: list of paths
     :raises UserError: if two of them are the same file
     """
-    found = [Path(path).resolve() for path in paths]
+    found = [os.path.realpath(path) for path in paths]  # unlike resolve(), it bears a link to itself
     for path in found:
         if found.count(path) > 1:
             raise UserError(f"{name}: {path} is named twice; name each once")

@@ -315,8 +315,8 @@ class Config:
     steps: int = 1
 
 def main(config):
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         time.sleep(60)
     finally:
         print("cleaned up", flush=True)
