@@ -6,6 +6,7 @@ kinds, such as blip.py's, take part through the captions that they wrote (--resu
 The page needs no network and no server: open it, keep it, send it.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def model_names(paths):
     :raises UserError: if a file is named twice
     """
     check_not_twice("model, results", paths)
-    paths = [Path(path).resolve() for path in paths]
+    paths = [Path(os.path.realpath(path)) for path in paths]
     choices = ([p.parent.name for p in paths], [f"{p.parent.name}/{p.stem}" for p in paths], [str(p) for p in paths])
     return next(names for names in choices if len(set(names)) == len(names))
 

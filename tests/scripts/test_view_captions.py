@@ -112,6 +112,14 @@ def test_models_are_named_by_the_shortest_names_that_tell_them_apart(tmp_path):
         model_names(["runs/soft/best.pth", "runs/../runs/soft/best.pth"])
 
 
+def test_a_model_that_is_a_link_to_itself_is_one_line(tmp_path):
+    loop = tmp_path / "loop.pth"
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="loop.pth") as error:
+        main(Config(model=(str(loop),), data_folder=str(tmp_path), device="cpu"))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
